@@ -25,6 +25,7 @@ COPY console console
 COPY defib defib
 COPY exporter exporter
 COPY fleet fleet
+COPY gateway gateway
 COPY grafana/dashboards grafana/dashboards
 COPY grafana/dashboards-zh grafana/dashboards-zh
 COPY grafana/provisioning grafana/provisioning

@@ -23,7 +23,8 @@ CANNOT_DETERMINE = 2  # exit status of `defib probe`
 CONFIG_HELP = "configuration directory (default: $DEFIB_CONFIG, ./config, /etc/defib)"
 CREDENTIAL_HELP = "file with a token (default: remediator.token, else the local token, next to the database)"
 GLOBAL_OPTIONS = {"config": "--config", "token_file": "--token-file", "as_json": "--json"}
-SERVERS = ("exporter", "remediator")
+SERVERS = ("exporter", "remediator", "gateway")
+WITH_DATABASE = ("exporter", "remediator")
 MAX_EXIT_STATUS = 255
 DEADMAN_FOLDER = "/var/lib/defib-deadman"
 
@@ -212,6 +213,8 @@ def _add_server_commands(added: _Commands) -> None:
         ("remediator", commands.remediator, "127.0.0.1:9095"),
     ):
         _add_server_options(added.add(name, run, f"run the {name}"), listen)
+    description = "run the gateway: a proxy before model APIs that keeps their rate limits"
+    _add_server_options(added.add("gateway", commands.gateway, description), None)
     description = "watch a remediator: notify when its pings stop and return, and of what Alertmanager sends to /alerts"
     deadman = added.add("deadman", commands.deadman, description)
     _add_server_options(deadman, "0.0.0.0:9191")
@@ -226,8 +229,10 @@ def _add_server_commands(added: _Commands) -> None:
     deadman.add_argument("--directory", type=Path, default=Path(DEADMAN_FOLDER), metavar="DIR", help=help_)
 
 
-def _add_server_options(server: argparse.ArgumentParser, listen: str) -> None:
-    server.add_argument("--listen", default=listen, metavar="ADDRESS:PORT", help=f"default {listen}")
+def _add_server_options(server: argparse.ArgumentParser, listen: str | None) -> None:
+    """Add the options of a server; without `listen`, the configuration has its address."""
+    help_ = f"default {listen}" if listen else "default: gateway.listen"
+    server.add_argument("--listen", default=listen, metavar="ADDRESS:PORT", help=help_)
     help_ = "TLS and users, in the format of the Prometheus exporters"
     server.add_argument("--web.config.file", dest="web_config", type=Path, metavar="FILE", help=help_)
 
@@ -478,7 +483,7 @@ def _add_setup_commands(added: _Commands) -> None:
 
     doctor = added.add("doctor", commands.doctor, "check the whole installation and say how to fix problems", API)
     doctor.add_argument(
-        "--for", dest="program", choices=SERVERS, help="check only what this program needs, as its user"
+        "--for", dest="program", choices=WITH_DATABASE, help="check only what this program needs, as its user"
     )
     hosts = doctor.add_argument("hosts", metavar="HOST", nargs="*", help="check only these hosts")
     _complete_from_inventory(hosts, "hosts")
@@ -555,7 +560,7 @@ def _add_database_commands(added: _Commands) -> None:
     help_ = "then remove backups in the folder that are older, such as 30d, except the newest 3 of each kind"
     backup.add_argument("--keep", metavar="DURATION", help=help_)
     help_ = "back up only what belongs to this program: the record and the configuration, or the heartbeats"
-    backup.add_argument("--for", dest="program", choices=SERVERS, help=help_)
+    backup.add_argument("--for", dest="program", choices=WITH_DATABASE, help=help_)
     description = "restore a backup of a database; the program that uses it must not run"
     restore = added.add("restore", commands.restore, description, ["config", "as_json"])
     restore.add_argument("source", metavar="FILE", type=Path, help="a file that `defib backup` has written")

@@ -134,7 +134,7 @@ def check(options: argparse.Namespace) -> int:
         return check.print_schema()
     if options.web_config is not None:
         check.check_web_configuration(options.web_config)
-    programs: list[Program] = [options.program] if options.program else ["exporter", "remediator", "client"]
+    programs: list[Program] = [options.program] if options.program else ["exporter", "remediator", "gateway", "client"]
     load = _loader(options, *programs, strict=True)
     return check.check(
         load, find_directory(options.config), options.program, show=options.show, as_json=options.as_json
@@ -154,6 +154,14 @@ def remediator(options: argparse.Namespace) -> int:
 
     load = _reader(options, "remediator", strict=True)
     return _serve(options, load, partial(app.run, add_pages=console.add_pages))
+
+
+def gateway(options: argparse.Namespace) -> int:
+    from gateway import app
+
+    load = _reader(options, "gateway", strict=True)
+    options.listen = options.listen or load().inventory.gateway.listen
+    return _serve(options, load, app.run)
 
 
 def deadman(options: argparse.Namespace) -> int:

@@ -56,7 +56,7 @@ fi
 version=$("$python" -c 'import sys, tomllib; print(tomllib.load(open(sys.argv[1], "rb"))["project"]["version"])' "$source/pyproject.toml")
 list_sources() {
     cd "$source"
-    find alerts grafana/dashboards grafana/dashboards-zh grafana/provisioning console defib exporter fleet remediator runtime deploy/systemd pyproject.toml $locks requirements-build.lock -type f ! -name '*.pyc' | sort | xargs sha256sum
+    find alerts grafana/dashboards grafana/dashboards-zh grafana/provisioning console defib exporter fleet gateway remediator runtime deploy/systemd pyproject.toml $locks requirements-build.lock -type f ! -name '*.pyc' | sort | xargs sha256sum
     echo "$extras"
     "$python" -V
 }
@@ -82,7 +82,7 @@ if [ ! -d "/opt/defib/$version/units" ]; then
     rm -rf "/opt/defib/$version"
     # Build from a copy: the checkout may hold files of earlier builds, and must not get new ones.
     mkdir "$build/source"
-    (cd "$source" && cp -r alerts grafana console defib exporter fleet remediator runtime pyproject.toml README.md "$build/source/")
+    (cd "$source" && cp -r alerts grafana console defib exporter fleet gateway remediator runtime pyproject.toml README.md "$build/source/")
     echo "installing defib $version into /opt/defib/$version; this downloads its Python packages"
     "$python" -m venv "/opt/defib/$version" && "$python" -m venv "$build/venv"
     # shellcheck disable=SC2046 # names of files without spaces

@@ -18,7 +18,7 @@ from aiohttp import StreamReader, web
 
 from runtime.access.control import LASTING, PAUSED, find_identity
 from runtime.addresses import group_address
-from runtime.http_checks import RESPONSE_HEADERS, describe_parser_error, find_fault, refuse
+from runtime.http_checks import PASSES_BODIES, RESPONSE_HEADERS, describe_parser_error, find_fault, refuse
 from runtime.logs import LimitedLog
 from runtime.metrics import ProgramMetrics
 from runtime.pacing import PacedProtocol, RequestPacer
@@ -54,6 +54,7 @@ class Connections:
         self._server, self._metrics = server, metrics
         self._headers = app[RESPONSE_HEADERS]
         self._file_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
+        self._passes_bodies = app.get(PASSES_BODIES, False)
         self._count = 0
         self._by_address: dict[str, dict[Connection, None]] = {}
         self._pacer = RequestPacer()
@@ -144,7 +145,7 @@ class Connections:
         with connection.answer(request):
             if (queue := connection.find_queue(request)) is not None:
                 await self._pacer.wait(queue)
-            fault = find_fault(request)
+            fault = find_fault(request, compressed=self._passes_bodies)
             return await self._handle(request) if fault is None else self.refuse(connection, fault)
 
 

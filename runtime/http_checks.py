@@ -36,6 +36,7 @@ class ResponseHeaders:
 
 
 RESPONSE_HEADERS = web.AppKey("response_headers", ResponseHeaders)
+PASSES_BODIES = web.AppKey("passes_bodies", bool)  # whether bodies are passed on as they are, compressed ones, too
 
 
 def add_response_headers(app: web.Application, web_config: WebConfigFile) -> None:
@@ -50,8 +51,8 @@ def add_response_headers(app: web.Application, web_config: WebConfigFile) -> Non
     app.on_response_prepare.append(add)
 
 
-def find_fault(request: web.BaseRequest) -> str | None:
-    """Return why a request is ambiguous or invalid, or None.
+def find_fault(request: web.BaseRequest, *, compressed: bool = False) -> str | None:
+    """Return why a request is ambiguous or invalid, or None. `compressed` says whether its body may be compressed.
 
     aiohttp's parser has refused two Host headers, Content-Length with Transfer-Encoding, and control characters.
     What it accepts, but proxies and servers understand differently, is refused here (RFC 9112, sections 2.3, 3.2, 6.1).
@@ -67,14 +68,14 @@ def find_fault(request: web.BaseRequest) -> str | None:
         origin = _ORIGIN.match(target)
         if origin is None or origin[1].lower() != (host or "").lower():
             return "the request target contradicts the Host header"
-    return _find_fault_in_encoding(request)
+    return _find_fault_in_encoding(request, compressed=compressed)
 
 
-def _find_fault_in_encoding(request: web.BaseRequest) -> str | None:
+def _find_fault_in_encoding(request: web.BaseRequest, *, compressed: bool) -> str | None:
     coding = request.headers.get("Transfer-Encoding")
     if coding is not None and (coding.lower() != "chunked" or request.version < HttpVersion11):
         return "unsupported transfer encoding"
-    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+    if not compressed and request.headers.get("Content-Encoding", "identity").lower() != "identity":
         return "compressed bodies are not supported"
     return None
 

@@ -115,18 +115,20 @@ async def serve(
     tasks: Sequence[Callable[[], Awaitable[None]]] = (),
     reload: Reloader | None = None,
     drain: Callable[[], Awaitable[None]] | None = None,
+    ends_with_client: bool = False,
 ) -> None:
     """Serve `app` and run `tasks` beside it until SIGTERM or SIGINT; SIGHUP reloads.
 
     `drain` runs after the listener has closed, and before `tasks` are cancelled. Everything ends within 30 s of the
     signal. Each connection uses the certificates that the web configuration has at that time. A task that fails ends
-    the program with its error, so that its supervisor restarts it.
+    the program with its error, so that its supervisor restarts it. `ends_with_client` cancels the handling of a request
+    whose client has gone.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    runner = web.AppRunner(app, shutdown_timeout=2.0, handle_signals=False)
+    runner = web.AppRunner(app, shutdown_timeout=2.0, handle_signals=False, handler_cancellation=ends_with_client)
     await runner.setup()
     try:
         listener = await _bind(Connections(app, cast("web.Server", runner.server), metrics), listen, web_config)

@@ -108,7 +108,7 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
 @pytest.fixture(autouse=True)
 def blocking_calls() -> Iterator[BlockBuster]:
     """Blocking calls in the event loop are errors, in our own packages."""
-    with blockbuster_ctx(scanned_modules=["exporter", "remediator", "fleet", "runtime"]) as blockbuster:
+    with blockbuster_ctx(scanned_modules=["exporter", "gateway", "remediator", "fleet", "runtime"]) as blockbuster:
         blockbuster.functions["os.stat"].deactivate()  # a traceback in the log looks at its source files
         yield blockbuster
 

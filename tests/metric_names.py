@@ -14,6 +14,7 @@ from exporter.exposition.service_series import FAMILIES
 from exporter.heartbeats import series
 from exporter.metrics import ExporterMetrics
 from exporter.scheduler import collector_scheduler
+from gateway.metrics import GatewayMetrics
 from remediator.metrics import RemediatorMetrics
 
 RULES = sorted((Path(__file__).parents[1] / "alerts" / "rules").glob("*.yml"))
@@ -38,6 +39,7 @@ EXTERNAL_METRICS = {
     "prometheus_tsdb_wal_writes_failed_total",
 }  # fmt: skip
 EXPORTER, REMEDIATOR, PROMETHEUS, ALERTMANAGER = "defib-exporter", "defib-remediator", "prometheus", "alertmanager"
+GATEWAY = "defib-gateway"
 NODE = "node"
 TRUSTED_JOBS = {EXPORTER, REMEDIATOR, PROMETHEUS, ALERTMANAGER}
 
@@ -58,6 +60,7 @@ def own_metrics(registry: CollectorRegistry) -> set[str]:
 def published_metrics() -> set[str]:
     """Return the names of all metrics that the exporter and the remediator publish."""
     own = own_metrics(ExporterMetrics().registry) | own_metrics(RemediatorMetrics().registry)
+    own |= own_metrics(GatewayMetrics().registry)
     return {family.name for family in (*FAMILIES, *collector_scheduler.FAMILIES, *series.FAMILIES)} | own
 
 
@@ -70,6 +73,8 @@ def jobs() -> dict[str, set[str]]:
     found = {name: {EXPORTER} for name in exporter}
     for name in own_metrics(RemediatorMetrics().registry):
         found[name] = found.get(name, set()) | {REMEDIATOR}
+    for name in own_metrics(GatewayMetrics().registry):
+        found[name] = found.get(name, set()) | {GATEWAY}
     for name in EXTERNAL_METRICS - {"ALERTS", "ALERTS_FOR_STATE"}:
         found[name] = {PROMETHEUS, ALERTMANAGER, NODE} & {name.partition("_")[0]} or TRUSTED_JOBS
     return found

@@ -131,15 +131,15 @@ class Stack:
     ) -> None:
         self._launcher, self._folder, self._report = launcher, folder, report
         self._hurried, self._fallback = hurried, fallback
-        names = ("exporter", "remediator", "prometheus", "alertmanager", "node", "pings")
+        names = ("exporter", "remediator", "prometheus", "alertmanager", "node", "pings", "gateway")
         self.ports = dict(zip(names, reserve_ports(len(names)), strict=True))
         self.pids: dict[str, int] = {}
-        self.options: dict[str, list[str]] = {}  # more arguments of the exporter and the remediator
+        self.options: dict[str, list[str]] = {}  # more arguments of the servers
         self.token_file = folder / "token"  # next to the database
         self.token, self.metrics_token = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
         self.ping_key = secrets.token_urlsafe(32)
         self.webhook_token = webhook_token or secrets.token_urlsafe(32)
-        self.credential = ApiTokenAuth(self.token, (self.ports[name] for name in ("exporter", "remediator")))
+        self.credential = ApiTokenAuth(self.token, (self.ports[name] for name in ("exporter", "remediator", "gateway")))
         no_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # httpx would read all certificates for a client without it
         self.client = httpx.AsyncClient(verify=no_tls, trust_env=False, timeout=30.0, auth=self.credential)
 
@@ -185,7 +185,7 @@ class Stack:
         await self.wait_for("the Watchdog alert at the remediator", self._watchdog_arrived, within)
 
     async def start_program(self, program: str) -> None:
-        """Start the exporter or the remediator, and wait until it is ready."""
+        """Start one of Defib's servers, and wait until it is ready."""
         argv = [sys.executable, "-P", "-m", "defib", program, "--config", str(self._folder / "config")]
         options = self.options.get(program, [])
         await self._run(program, [*argv, "--listen", f"127.0.0.1:{self.ports[program]}", *options])

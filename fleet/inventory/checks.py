@@ -43,6 +43,7 @@ def find_errors(document: Document, raw: Raw, kinds: KindTables) -> list[ConfigP
         *checker.check_reports(notify),
         *checker.check_tunnels(),
         *checker.check_dependencies(),
+        *checker.check_upstreams(as_map(raw.get("gateway"))),
     ]
 
 
@@ -195,6 +196,18 @@ class _Checker:
                 via = _via(host, key)
                 if via is not None:
                     yield from self._check_via(("hosts", name, key, "via"), via)
+
+    def check_upstreams(self, gateway: Raw) -> Iterator[ConfigProblem]:
+        """Yield upstreams that do not exist, or that would replace themselves."""
+        upstreams = as_maps(gateway.get("upstreams"))
+        if isinstance(default := gateway.get("default"), str):
+            yield from self._check_known(("gateway", "default"), default, upstreams, "upstream")
+        for name, upstream in upstreams.items():
+            where = ("gateway", "upstreams", name)
+            fallback = upstream.get("fallback")
+            yield from self._check_names((*where, "fallback"), fallback, upstreams, "upstream")
+            if name in _list(fallback):
+                yield self.document.problem_at((*where, "fallback"), "an upstream cannot replace itself")
 
     def _check_via(self, where: Location, via: str) -> Iterator[ConfigProblem]:
         yield from self._check_known(where, via, self.hosts, "host")

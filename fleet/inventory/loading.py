@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -20,6 +20,7 @@ from fleet.inventory.model import (
     ControlSettings,
     Inventory,
     ProbeSettings,
+    Server,
     find_connection_path,
     inventory_model,
 )
@@ -54,7 +55,7 @@ class LoadedInventory:
         section, name = setting.split(".")
         return ConfiguredToken(setting, getattr(getattr(self.inventory, section), name), self.value_files.get(setting))
 
-    def local_token(self, program: Literal["exporter", "remediator"]) -> ConfiguredToken:
+    def local_token(self, program: Server) -> ConfiguredToken:
         """As `Inventory.local_token`, with the file that its setting refers to."""
         configured = self.token(f"{program}.token")
         return self.inventory.local_token(program) if configured.value is None else configured

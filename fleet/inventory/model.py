@@ -25,6 +25,7 @@ from fleet.inventory.endpoints import (
     RelativePath,
     SecretUrl,
 )
+from fleet.inventory.gateway import GatewaySettings
 from fleet.inventory.heartbeats import HeartbeatSettings
 from fleet.inventory.host_selector import HostSelector, matches_host
 from fleet.inventory.kinds import ConfigurableKind, KindOptions, KindTables
@@ -493,7 +494,9 @@ class RemediatorSettings(ConfigModel):
         return Path(self.database.removeprefix("sqlite:///")).parent / "token"
 
 
-_LIMITED, _UNLIMITED = ("remediator.webhook_token", "access.metrics_token"), ("exporter.token", "remediator.token")
+Server = Literal["exporter", "remediator", "gateway"]
+_LIMITED = ("remediator.webhook_token", "access.metrics_token")
+_UNLIMITED = ("exporter.token", "remediator.token", "gateway.token")
 
 
 class Template(ConfigModel):
@@ -535,6 +538,7 @@ class Defaults(ConfigModel):
 class Inventory(ConfigModel):
     exporter: ExporterSettings = ExporterSettings()
     remediator: RemediatorSettings = RemediatorSettings()
+    gateway: GatewaySettings = GatewaySettings()
     defaults: Defaults = Defaults()
     templates: dict[Identifier, Template] = Field(default_factory=dict, exclude=True)
     services_from: dict[Identifier, ServiceSource] = Field(default_factory=dict, exclude=True)
@@ -632,9 +636,14 @@ class Inventory(ConfigModel):
             raise ValueError("remediator.retention: must be at least 10m, and no shorter than any remediation.window")
         return self
 
-    def local_token(self, program: Literal["exporter", "remediator"]) -> ConfiguredToken:
+    def local_token(self, program: Server) -> ConfiguredToken:
         """Return the token that permits everything in a program: that of its setting, else the local token's file."""
-        setting, value = f"{program}.token", (self.exporter if program == "exporter" else self.remediator).token
+        tokens = {
+            "exporter": self.exporter.token,
+            "remediator": self.remediator.token,
+            "gateway": self.gateway.token,
+        }
+        setting, value = f"{program}.token", tokens[program]
         file = self.remediator.token_file if value is None else None
         return ConfiguredToken(setting, value, file, owned=file is not None)
 
@@ -644,6 +653,7 @@ class Inventory(ConfigModel):
         settings = {
             "exporter.token": self.exporter.token,
             "remediator.token": self.remediator.token,
+            "gateway.token": self.gateway.token,
             "remediator.webhook_token": self.remediator.webhook_token,
             "access.metrics_token": self.access.metrics_token,
         }
@@ -651,6 +661,9 @@ class Inventory(ConfigModel):
         for one, other in (("remediator.webhook_token", "access.metrics_token"), *product(_LIMITED, _UNLIMITED)):
             if one in tokens and tokens[one] == tokens.get(other):
                 raise ValueError(f"{one}: must differ from {other}")
+        for name, client in self.gateway.clients.items():
+            if isinstance(client.token, SecretStr) and client.token.get_secret_value() in tokens.values():
+                raise ValueError(f"gateway.clients.{name}.token: must differ from the tokens of Defib's servers")
         return self
 
     def host_of(self, service: Remediable) -> Host | None:

@@ -11,7 +11,7 @@ from fleet.inventory.problems import ConfigProblem, Location
 from fleet.inventory.yaml_files import TextWithBase
 from runtime.tokens import TokenError, read_secret_file
 
-Program = Literal["exporter", "remediator", "client"]
+Program = Literal["exporter", "remediator", "gateway", "client"]
 _REFERENCE = re.compile(r"\$\$\{|\$\{([^}]*)\}")
 _WHOLE_FILE = re.compile(r"\$\{file:([^}]*)\}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -22,6 +22,7 @@ _IGNORED: Mapping[Program, tuple[tuple[str, ...], ...]] = {
         ("notify",),
         ("remediation",),
         ("remediator",),
+        ("gateway",),
         ("runbooks",),
         ("access", "oidc"),
         ("access", "feishu"),
@@ -29,8 +30,29 @@ _IGNORED: Mapping[Program, tuple[tuple[str, ...], ...]] = {
         ("hosts", "*", "control_ssh"),
         ("services", "*", "control"),
     ),
-    "remediator": (("services", "*", "probe"),),
-    "client": (("notify",), ("access",), ("hosts",), ("services",), ("services_from",), ("runbooks",), ("exporter",)),
+    "remediator": (("services", "*", "probe"), ("gateway",)),
+    "gateway": (
+        ("notify",),
+        ("remediation",),
+        ("exporter",),
+        ("remediator",),
+        ("runbooks",),
+        ("access", "oidc"),
+        ("access", "feishu"),
+        ("hosts",),
+        ("services",),
+        ("services_from",),
+    ),
+    "client": (
+        ("notify",),
+        ("access",),
+        ("hosts",),
+        ("services",),
+        ("services_from",),
+        ("runbooks",),
+        ("exporter",),
+        ("gateway",),
+    ),
 }
 
 

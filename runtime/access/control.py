@@ -59,6 +59,11 @@ def find_identity(request: web.BaseRequest) -> Identity | None:
     return request.get(_IDENTITY)
 
 
+def set_identity(request: web.BaseRequest, identity: Identity) -> None:
+    """Note who the caller is, where a route authenticates its callers itself."""
+    request[_IDENTITY] = identity
+
+
 def get_identity(request: web.Request) -> Identity:
     """Return the caller's identity, which every route has that requires a role."""
     return request[_IDENTITY]

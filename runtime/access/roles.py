@@ -7,13 +7,17 @@ from typing import Literal
 
 
 class Role(StrEnum):
-    """What a caller may do. `METRICS` and `WEBHOOK` are the roles of the two tokens that permit nothing else."""
+    """What a caller may do. `METRICS` and `WEBHOOK` are the roles of the two tokens that permit nothing else.
+
+    `CLIENT` is that of the gateway's clients, who may only send requests to model APIs.
+    """
 
     VIEWER = "viewer"
     OPERATOR = "operator"
     ADMIN = "admin"
     METRICS = "metrics"
     WEBHOOK = "webhook"
+    CLIENT = "client"
 
 
 UserRole = Literal["viewer", "operator", "admin"]  # the roles of people and API tokens, as in the configuration
@@ -34,6 +38,7 @@ class AccessRequirement(Enum):
 _PERMITTED: Mapping[Role, frozenset[AccessRequirement]] = {
     Role.METRICS: frozenset({AccessRequirement.SCRAPE}),
     Role.WEBHOOK: frozenset({AccessRequirement.WEBHOOK}),
+    Role.CLIENT: frozenset(),
     Role.VIEWER: frozenset({AccessRequirement.SCRAPE, AccessRequirement.VIEWER}),
     Role.OPERATOR: frozenset({AccessRequirement.SCRAPE, AccessRequirement.VIEWER, AccessRequirement.OPERATOR}),
     Role.ADMIN: frozenset(AccessRequirement),

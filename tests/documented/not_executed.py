@@ -122,6 +122,8 @@ def assert_options(help_: list[str], options: list[str]) -> None:
 # By a regular expression for the command, or for the first line of a block: why it does not run, and what is checked instead.
 NOT_EXECUTED: dict[str, tuple[str, Callable[[str], None]]] = {
     r"make demo( .*)?": ("tests/e2e/test_demo.py runs the demo", check_make),
+    r"defib gateway": ("needs a model API; tests/integration/test_gateway.py runs it", check_nothing),
+    r"curl .*:9190/.*": ("needs a model API; tests/integration/test_gateway.py requests the same", check_nothing),
     r"make (?!demo|install$).*": ("takes minutes, or runs these tests again", check_make),
     r"make install": ("needs a package index; these tests run in what it has installed", check_make),
     r"defib demo": ("tests/e2e/test_demo.py runs it", lambda text: check_arguments(text.removeprefix("defib "))),

@@ -177,7 +177,7 @@ def test_what_is_in_the_image(image: str) -> None:
     assert told == '10001:10001 ["defib"]'
     ls = ["--entrypoint", "sh", image, "-c", "ls /opt/defib/lib/python3*/site-packages"]
     listed = well("docker", "run", "--rm", "--network", "host", *ls).splitlines()
-    assert {"defib", "exporter", "fleet", "remediator", "runtime", "h2"} <= set(listed)
+    assert {"defib", "exporter", "fleet", "gateway", "remediator", "runtime", "h2"} <= set(listed)
     assert not {"tests", "grafana", "deploy", "pytest", "grpc", "lark_oapi"} & set(listed)
     assert well("docker", "run", "--rm", "--network", "host", image, "--version").startswith("defib ")
 
@@ -215,7 +215,7 @@ def test_the_install_script_may_run_twice_and_goes_back(base: str, wheels: str, 
     )
     try:
         inside = ["docker", "exec", name]
-        copy = "mkdir /source && cd /checkout && cp -r alerts console defib exporter fleet remediator runtime deploy pyproject.toml README.md requirements*.lock /source/"
+        copy = "mkdir /source && cd /checkout && cp -r alerts console defib exporter fleet gateway remediator runtime deploy pyproject.toml README.md requirements*.lock /source/"
         well(*inside, "sh", "-c", f"{copy} && mkdir -p /etc/systemd/system")
         first = well(*inside, "/source/deploy/install.sh")
         assert "systemctl enable --now" in first

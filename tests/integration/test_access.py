@@ -1,4 +1,4 @@
-"""What each caller of the two programs may do: with no credential, a wrong one, and that of each role."""
+"""What each caller of the programs may do: with no credential, a wrong one, and that of each role."""
 
 import asyncio
 import base64
@@ -23,6 +23,8 @@ import console
 from defib.demo.launcher import Launcher
 from defib.demo.stack import Stack
 from exporter import api as exporter_api
+from gateway import api as gateway_api
+from gateway.proxy import Proxy
 from remediator.chat import feishu_callback
 from remediator.http import (
     access_api,
@@ -75,6 +77,13 @@ ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
         ("GET", "/api/v1/hosts/{name}/logs"): OPERATOR,
         ("POST", "/api/v1/heartbeats/{id}/ping"): OPERATOR,
         ("GET", "/api/v1/events"): VIEWER,
+    },
+    "gateway": {
+        **COMMON,
+        ("*", "/v1/{path}"): UNCHECKED,  # but a client's token
+        ("GET", "/api/v1/status"): VIEWER,
+        ("PUT", "/api/v1/limits"): ADMIN,
+        ("POST", "/api/v1/upstreams/{name}/reset"): ADMIN,
     },
     "remediator": {
         **COMMON,
@@ -152,7 +161,7 @@ ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
     },
 }
 NOT_THERE = {
-    "{id}": "999", "{number}": "999", "{subject}": "incident", "{channel}": "none", "{service}": "oidc", "{name}": "none",
+    "{id}": "999", "{path}": "none", "{number}": "999", "{subject}": "incident", "{channel}": "none", "{service}": "oidc", "{name}": "none",
     "services/999/{button}": "services/999/probe", "{button}": "acknowledge", "{version}": "0", "{component}": "none",
 }  # fmt: skip
 ROLES = ("viewer", "operator", "admin")
@@ -165,12 +174,15 @@ def access_control() -> AccessControl:
 
 
 def empty(program: str) -> web.Application:
-    """One of the two applications with all its routes and nothing behind them."""
+    """One of the applications with all its routes and nothing behind them."""
     access = access_control()
     app = create_application(access, WebConfigFile(None), ready=lambda: True)
     nothing = cast("Any", None)
     if program == "exporter":
         exporter_api.add_routes(app, nothing, nothing, nothing)
+    elif program == "gateway":
+        proxy = Proxy(cast("Any", None), nothing, nothing, nothing, access)
+        gateway_api.add_routes(app, gateway_api.GatewayApi(nothing, nothing, nothing, access, nothing), proxy)
     else:
         webhook.add_routes(app, nothing, nothing, nothing)
         read_api.add_routes(app, nothing, nothing, nothing)
@@ -215,7 +227,7 @@ def requests(program: str) -> Iterator[tuple[str, str, AccessRequirement]]:
         verb = "restart" if method == "POST" else "logs"
         for name, value in {**NOT_THERE, "{verb}": verb}.items():
             path = path.replace(name, value)  # noqa: PLW2901
-        yield method, path, requirement
+        yield "POST" if method == "*" else method, path, requirement
         if method == "GET":
             yield "HEAD", path, requirement
 
@@ -267,6 +279,13 @@ async def start_with_users(loop: Loop, services: dict[str, Any] | None = None, *
     await loop.start(services, access={"metrics_token": METRICS_TOKEN}, **more)
 
 
+async def start_gateway(loop: Loop) -> None:
+    """Start a gateway whose upstream no request reaches."""
+    upstreams = {"none": {"url": "http://127.0.0.1:1/v1"}}
+    (loop.folder / "config" / "gateway.yaml").write_text(yaml.safe_dump({"gateway": {"upstreams": upstreams}}))
+    await loop.stack.start_program("gateway")
+
+
 async def create_token(loop: Loop, name: str, role: str, **more: Any) -> str:
     created = await loop.ask("POST", "/api/v1/tokens", {"name": name, "role": role, **more})
     assert created.status_code == 201, created.text
@@ -275,6 +294,7 @@ async def create_token(loop: Loop, name: str, role: str, **more: Any) -> str:
 
 async def test_every_route_by_what_is_shown(loop: Loop) -> None:
     await start_with_users(loop)
+    await start_gateway(loop)
     right = bearer(loop.stack.token)
     expired = await create_token(loop, "expired", "admin", expires_in="1s")
     revoked = await create_token(loop, "revoked", "admin")
@@ -304,14 +324,14 @@ async def test_every_route_by_what_is_shown(loop: Loop) -> None:
         OPERATOR: {"operator", "admin"},
         ADMIN: {"admin"},
     }
-    exporters = {"expired": "", "revoked": "", **dict.fromkeys(tokens, ""), "webhook": ""}  # it has no record
+    without_record = {"expired": "", "revoked": "", **dict.fromkeys(tokens, ""), "webhook": ""}
     sources = (f"127.0.{number // 250 + 1}.{number % 250 + 1}" for number in itertools.count())
     await asyncio.sleep(1)  # for the token that expires
     for program in ROUTES:
         for method, path, requirement in requests(program):
             url = f"{loop.stack.url(program)}{path}"
             for name, (role, headers) in shown.items():
-                as_role = exporters.get(name, role) if program == "exporter" else role
+                as_role = without_record.get(name, role) if program != "remediator" else role
                 body = b"[]" if method in ("POST", "PUT") else None
                 source = next(sources)
                 if name == "wrong user":
@@ -323,6 +343,9 @@ async def test_every_route_by_what_is_shown(loop: Loop) -> None:
                     may = method in ("GET", "HEAD")
                 if path.startswith("/webhook/feishu/"):  # whose credential is a signature
                     assert answer.json()["error"]["code"] == "not_verified"
+                    continue
+                if path.startswith("/v1/"):  # whose credential is a client's token, and there are no clients
+                    assert answer.status_code == (403 if is_foreign else 404)
                     continue
                 where = (program, method, path, name, answer.status_code, answer.text[:200])
                 assert answer.status_code < 500, where
@@ -376,15 +399,17 @@ async def test_who_may_read_metrics(loop: Loop, anyone: httpx.AsyncClient) -> No
         return {name: (await anyone.get(url, headers={**headers, **own})).status_code for name, own in shown.items()}
 
     await loop.start({"web": loop.service("web")}, access={"metrics_token": METRICS_TOKEN})
+    await start_gateway(loop)
     for program in ROUTES:
         assert await read(program, {}) == dict.fromkeys(shown, 200)  # on loopback, with no proxy between
-        webhook_status = 401 if program == "exporter" else 403
+        webhook_status = 403 if program == "remediator" else 401
         assert await read(program, proxied) == {"nothing": 401, "wrong": 401, "webhook": webhook_status, "metrics": 200}
 
 
 async def test_head_sends_no_body(loop: Loop) -> None:
     """What follows the headers on a connection that stays open is the next response; no client hides a body here."""
     await loop.start({"web": loop.service("web")})
+    await start_gateway(loop)
     for program, routes in ROUTES.items():
         address = urlsplit(loop.stack.url(program))
         paths = [path for method, path in routes if method == "GET"]
@@ -442,6 +467,7 @@ async def test_what_commands_printed_is_for_operators(loop: Loop, anyone: httpx.
 
 async def test_a_removed_user_and_another_token_are_refused_soon(loop: Loop, anyone: httpx.AsyncClient) -> None:
     await start_with_users(loop)
+    await start_gateway(loop)
     for program in ROUTES:
         url = f"{loop.stack.url(program)}/api/v1/identity"
         assert (await anyone.get(url, headers=basic("operator", "operator"))).json()["role"] == "operator"
@@ -463,7 +489,8 @@ async def test_a_removed_user_and_another_token_are_refused_soon(loop: Loop, any
 
         await eventually(changed)
     # An invalid file changes nothing.
-    (loop.folder / "web.yml").write_text("basic_auth_users: {viewer: nonsense}")
+    (loop.folder / "new.yml").write_text("basic_auth_users: {viewer: nonsense}")
+    (loop.folder / "new.yml").replace(loop.folder / "web.yml")  # no program may read it half written
 
     async def is_logged() -> bool:
         return "web_configuration_refused" in loop.stack.log_path("remediator").read_text()

@@ -25,6 +25,8 @@ from exporter.scheduler.events import EventKind
 from fleet.inventory.endpoints import ConfigModel
 from fleet.inventory.notify import NotificationKind
 from fleet.inventory.schema import json_schema
+from gateway.metrics import OUTCOMES
+from gateway.retreat import STATES
 from remediator.notifications import samples
 from remediator.notifications.channels import CHANNELS, feishu
 from remediator.policy.situation import Refusal, Wait
@@ -37,7 +39,7 @@ DOCS = {path.stem: path.read_text() for path in (ROOT / "docs").glob("*.md")}
 
 def test_documented_metrics_are_exactly_the_published_ones() -> None:
     documented = re.findall(
-        r"^\| `((?:service|host|gpu|provider|agent|defib)_[a-z0-9_]+)", DOCS["metrics"], re.MULTILINE
+        r"^\| `((?:service|host|gpu|provider|agent|defib|gateway)_[a-z0-9_]+)", DOCS["metrics"], re.MULTILINE
     )
     assert set(documented) == published_metrics()
 
@@ -180,6 +182,21 @@ def test_the_readme_s_commands_exist() -> None:
             assert command in output
 
 
+@pytest.mark.parametrize("text", examples(DOCS["gateway"], "yaml"))
+def test_the_configuration_of_the_gateway_page_loads(tmp_path: Path, text: str) -> None:
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "nvidia_api_key").write_text("a-key")
+    environ = {name: name for name in re.findall(r"\$\{(\w+)\}", text)}
+    gateway = loaded(write(tmp_path, a=text), environ).inventory.gateway
+    assert gateway.upstreams["nvidia"].rate == 40
+    assert gateway.default == "nvidia"
+
+
+@pytest.mark.parametrize("outcome", [*OUTCOMES, *STATES])
+def test_every_outcome_of_the_gateway_is_documented(outcome: str) -> None:
+    assert f"`{outcome}`" in DOCS["metrics"]
+
+
 @pytest.mark.parametrize("text", examples(DOCS["feishu"], "yaml"))
 def test_the_configuration_of_the_feishu_page_loads(tmp_path: Path, text: str) -> None:
     names = re.findall(r"\$\{(\w+)\}", text)
@@ -228,12 +245,12 @@ def test_links_are_valid(page: Path) -> None:
 
 @pytest.mark.parametrize("page", ["docs/architecture.md", "docs/upgrading.md", "CONTRIBUTING.md", "README.md"])
 def test_paths_that_are_named_exist(page: str) -> None:
-    folders = "alerts|defib|deploy|docs|exporter|fleet|grafana|remediator|runtime|tests"
+    folders = "alerts|defib|deploy|docs|exporter|fleet|gateway|grafana|remediator|runtime|tests"
     paths = re.findall(rf"`((?:{folders})/[\w./-]*|[\w.-]+\.(?:toml|md|example))`", (ROOT / page).read_text())
     assert [path for path in paths if not (ROOT / path).exists() and not path.startswith("alerts/secrets/")] == []
 
 
-@pytest.mark.parametrize("package", ["console", "defib", "exporter", "fleet", "remediator"])
+@pytest.mark.parametrize("package", ["console", "defib", "exporter", "fleet", "gateway", "remediator"])
 def test_the_architecture_page_names_modules_that_exist(package: str) -> None:
     section = DOCS["architecture"].split(f"\n### {package}\n")[1].split("\n#")[0]
     names = {name.rstrip("/") for name in re.findall(r"`([a-z_]+(?:/[a-z_]+)*/?)`", section)} - {"df"}

@@ -1,0 +1,1 @@
+"""A rate-limiting proxy before OpenAI-compatible model APIs."""

@@ -1,0 +1,302 @@
+"""When requests are sent to one upstream: they wait for its limits, its queue, its pauses and its breaker."""
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from gateway.breaker import Breaker
+from gateway.ledger import Ledger, Record
+from gateway.retreat import Retreat, State
+from gateway.waiting import Waiter, WaitingLine
+from gateway.window import Window
+
+MAX_RETRY_AFTER = 120.0  # seconds after which a refused request may return; openai-python honours no longer ones
+WhenFull = Literal["reject", "drop-lowest", "passthrough"]
+# Why a request was refused: no place in the queue, its place given to a higher priority, too long a wait, a pause that
+# the upstream asks for, or an upstream that fails.
+Reason = Literal["queue_full", "dropped", "timeout", "paused", "unavailable"]
+
+
+class Timer(Protocol):
+    def cancel(self) -> None: ...
+
+
+class Clock(Protocol):
+    """The time in seconds, which never goes back, and calls at a later time."""
+
+    def now(self) -> float: ...
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> Timer: ...
+
+
+class RefusedError(Exception):
+    """A request is not sent. `retry_after` is in seconds."""
+
+    def __init__(self, reason: Reason, retry_after: float) -> None:
+        super().__init__(reason)
+        self.reason, self.retry_after = reason, retry_after
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an upstream allows, in a minute and at the same time; its rate is the retreat's."""
+
+    tokens: float | None = None
+    burst: int | None = None
+    concurrency: int | None = None
+
+
+@dataclass(frozen=True)
+class QueueRules:
+    """`waits` has the longest wait of each rank, in seconds."""
+
+    size: int
+    when_full: WhenFull
+    waits: Sequence[float]
+    ageing: float
+
+
+@dataclass(frozen=True, slots=True)
+class Applicant:
+    """A request that applies for admission. Rank 0 is the highest priority; `tokens` are estimated."""
+
+    rank: int = 2
+    client: str = ""
+    share: float = 1.0
+    tokens: float = 0.0
+    has_fallback: bool = False  # another upstream takes it where this one pauses or fails
+
+
+@dataclass(slots=True)
+class _Pending:
+    applicant: Applicant
+    deadline: float
+    patience: float  # until when it waits for the end of a pause
+    permit: "asyncio.Future[Permit]"
+
+
+class Admission:
+    """Admits requests to one upstream. `ledger` remembers for a later process what was sent."""
+
+    def __init__(self, limits: Limits, queue: QueueRules, retreat: Retreat, clock: Clock, ledger: Ledger) -> None:
+        self.limits, self.queue, self.retreat = limits, queue, retreat
+        self.breaker = Breaker()
+        self.clock, self._ledger = clock, ledger
+        self.requests, self.tokens = Window(), Window()
+        self.in_flight = 0
+        self.paused_until = float("-inf")
+        self._line: WaitingLine[_Pending] = WaitingLine(len(queue.waits), queue.ageing)
+        self._timer: Timer | None = None
+        for record in ledger.take_earlier():
+            self.requests.add_sent(1, record.at)
+            self.tokens.add_sent(record.tokens, record.at)
+
+    @property
+    def depths(self) -> Sequence[int]:
+        """How many requests of each rank wait."""
+        return self._line.depths()
+
+    def count_waiting(self, client: str) -> int:
+        """Return how many requests of a client wait."""
+        return sum(waiter.client == client for waiter in self._line)
+
+    async def admit(self, applicant: Applicant) -> "Permit":
+        """Wait until the request may be sent. Raises RefusedError. A cancelled request frees its place at once."""
+        now = self.clock.now()
+        deadline = now + self.queue.waits[applicant.rank]
+        patience = now if applicant.has_fallback else deadline
+        self._check_pause(now, patience)
+        if not any(self._line.depths()) and self._next_time(applicant, now) <= now:
+            return self._grant(applicant, 0.0)
+        if len(self._line) >= self.queue.size and not self._make_room(applicant):
+            return self._grant(applicant, 0.0, passthrough=True)
+        pending = _Pending(applicant, deadline, patience, asyncio.get_running_loop().create_future())
+        waiter = self._line.add(applicant.rank, applicant.client, pending, now)
+        timer = self.clock.call_later(deadline - now, lambda: self._refuse(waiter, "timeout"))
+        try:
+            self._dispatch()
+            return await pending.permit
+        except asyncio.CancelledError:
+            self._withdraw(waiter)
+            raise
+        finally:
+            timer.cancel()
+
+    def _check_pause(self, now: float, patience: float) -> None:
+        """Refuse a request that would wait in vain."""
+        if self.paused_until > patience:
+            raise RefusedError("paused", self.paused_until - now)
+        trial_at = self.breaker.next_time(now)
+        if patience < trial_at and (trial_at < float("inf") or patience == now):
+            raise RefusedError("unavailable", min(trial_at - now, MAX_RETRY_AFTER))
+
+    def _make_room(self, applicant: Applicant) -> bool:
+        """Make room in a full queue; return False if the request passes through instead. Raises RefusedError."""
+        if self.queue.when_full == "passthrough":
+            return False
+        lowest = self._line.find_lowest(applicant.rank) if self.queue.when_full == "drop-lowest" else None
+        if lowest is None:
+            raise RefusedError("queue_full", self._estimate_wait())
+        self._refuse(lowest, "dropped")
+        return True
+
+    def _estimate_wait(self) -> float:
+        """Return about how long the requests take that wait now."""
+        return min(MAX_RETRY_AFTER, (len(self._line) + 1) * 60 / self.retreat.rate)
+
+    def _refuse(self, waiter: Waiter[_Pending], reason: Reason, retry_after: float | None = None) -> None:
+        if self._line.remove(waiter) and not waiter.item.permit.done():
+            wait = self._estimate_wait() if retry_after is None else retry_after
+            waiter.item.permit.set_exception(RefusedError(reason, wait))
+            self._dispatch()  # the next one may need less
+
+    def _withdraw(self, waiter: Waiter[_Pending]) -> None:
+        """Free the place of a request that was cancelled, or what it was granted just before."""
+        permit = waiter.item.permit
+        if permit.done() and not permit.cancelled() and permit.exception() is None:
+            permit.result().close()
+        elif self._line.remove(waiter):
+            self._dispatch()
+
+    def _next_time(self, applicant: Applicant, now: float) -> float:
+        """Return from when on a request may be sent; infinity if that depends on others in flight."""
+        limits, rate = self.limits, float(math.floor(self.retreat.rate))
+        if limits.concurrency is not None and self.in_flight >= limits.concurrency:
+            return float("inf")
+        times = [self.paused_until, self.breaker.next_time(now), self.requests.next_time(1, rate, now)]
+        if limits.burst is not None:
+            times.append(self.requests.next_in_burst(limits.burst, rate, now))
+        if limits.tokens is not None:
+            times.append(self.tokens.next_time(applicant.tokens, limits.tokens, now))
+        return max(times)
+
+    def _dispatch(self) -> None:
+        """Admit those whose turn it is, and return at the time of the next one."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        now = self.clock.now()
+        while (waiter := self._line.next()) is not None:
+            applicant = waiter.item.applicant
+            at = self._next_time(applicant, now)
+            if at > now:
+                if at < float("inf"):
+                    self._timer = self.clock.call_later(at - now, self._dispatch)
+                return
+            self._line.take(waiter, applicant.share, now)
+            if not waiter.item.permit.done():  # else it is being cancelled
+                waiter.item.permit.set_result(self._grant(applicant, now - waiter.arrived_at))
+
+    def _grant(self, applicant: Applicant, waited: float, *, passthrough: bool = False) -> "Permit":
+        self.in_flight += 1
+        numbers = self.requests.reserve(1), self.tokens.reserve(applicant.tokens)
+        record = self._ledger.begin(applicant.tokens)
+        return Permit(self, numbers, record, waited, trial=self.breaker.begin(), passthrough=passthrough)
+
+    def pause(self, seconds: float) -> None:
+        """Send nothing for a time, and refuse those that would wait in vain."""
+        now = self.clock.now()
+        self.paused_until = max(self.paused_until, now + seconds)
+        self._refuse_late("paused", self.paused_until, now)
+
+    def _refuse_late(self, reason: Reason, until: float, now: float) -> None:
+        for waiter in [each for each in self._line if each.item.patience < until]:
+            self._refuse(waiter, reason, until - now)
+        self._dispatch()
+
+    def note_failure(self, *, trial: bool) -> bool:
+        """Note that the upstream has failed, and return whether that opens the breaker."""
+        now = self.clock.now()
+        opened = self.breaker.fail(now, trial=trial)
+        if opened:
+            self._refuse_late("unavailable", self.breaker.next_time(now), now)
+        return opened
+
+    def configure(self, limits: Limits, queue: QueueRules) -> None:
+        """Put other limits in force; the requests that wait stay, and keep their deadlines."""
+        self.limits, self.queue = limits, queue
+        self._line.ageing = queue.ageing
+        self._dispatch()
+
+    def reset(self) -> None:
+        """Return to the base rate, and end pauses."""
+        self.retreat.reset(self.clock.now())
+        self.paused_until = float("-inf")
+        self.breaker.succeed()
+        self._dispatch()
+
+    def wake(self) -> None:
+        """Admit those who wait for what has just changed."""
+        self._dispatch()
+
+
+class Permit:
+    """The permission to send one request. Close it when the request has ended."""
+
+    def __init__(
+        self,
+        admission: Admission,
+        numbers: tuple[int, int],
+        record: Record,
+        waited: float,
+        *,
+        trial: bool,
+        passthrough: bool,
+    ) -> None:
+        self._admission, self._numbers, self._record = admission, numbers, record
+        self.waited, self.passthrough = waited, passthrough
+        self._trial = trial
+        self._has_begun = self._is_sent = self._is_judged = self._is_closed = False
+
+    def begin_sending(self) -> None:
+        """Note that a part of the request may have been sent."""
+        self._has_begun = True
+
+    def mark_sent(self) -> None:
+        """Note that the upstream has received the request by now."""
+        if not self._is_sent:
+            now = self._admission.clock.now()
+            self._admission.requests.mark_sent(self._numbers[0], now)
+            self._admission.tokens.mark_sent(self._numbers[1], now)
+            self._record.mark_sent(now)
+            self._has_begun = self._is_sent = True
+            self._admission.wake()
+
+    def note_answer(self, *, refused: bool | None) -> State | None:
+        """Note an answer that is no failure of the upstream; return the new state of the retreat if it has changed.
+
+        `refused` says whether the upstream's limit was exceeded; None if the answer says nothing about that.
+        """
+        self._is_judged = True
+        self._admission.breaker.succeed()
+        if refused is None:
+            return None
+        return self._admission.retreat.note_answer(self._admission.clock.now(), refused=refused)
+
+    def note_failure(self) -> bool:
+        """Note that the upstream has failed, and return whether that opens the breaker."""
+        self._is_judged = True
+        return self._admission.note_failure(trial=self._trial)
+
+    def correct_tokens(self, tokens: float) -> None:
+        """Replace the estimate by what the upstream has counted."""
+        self._admission.tokens.correct(self._numbers[1], tokens)
+        self._admission.wake()
+
+    def close(self) -> None:
+        """End the request. What was not sent does not count."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._has_begun:
+            self.mark_sent()
+        else:
+            for window, number in zip((self._admission.requests, self._admission.tokens), self._numbers, strict=True):
+                window.cancel(number)
+            self._record.cancel()
+        if not self._is_judged:
+            self._admission.breaker.abandon(trial=self._trial)
+        self._admission.in_flight -= 1
+        self._admission.wake()

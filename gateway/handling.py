@@ -1,0 +1,196 @@
+"""One request of a client: it is admitted to an upstream, and the response is passed back."""
+
+import time
+from dataclasses import dataclass
+
+import structlog
+from aiohttp import web
+from yarl import URL
+
+from fleet.inventory.gateway import PRIORITIES, Priority
+from gateway.admission import Applicant, Permit, RefusedError
+from gateway.bodies import Body
+from gateway.clients import Client, Clients
+from gateway.errors import GatewayError
+from gateway.exchange import Call, Exchange, UpstreamError
+from gateway.headers import request_headers
+from gateway.metrics import GatewayMetrics, Outcome
+from gateway.retreat import State
+from gateway.routing import Route
+from gateway.upstreams import Upstream, Upstreams
+from gateway.usage import UsageReader
+
+SHOWN_MODEL = 100  # characters of a model's name in the log
+_CLIENT_ERROR, _LIMITED, _SERVER_ERROR = 400, 429, 500
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a client wants: the request, its body, the path below the upstream's base, and its priority."""
+
+    request: web.Request
+    client: Client
+    priority: Priority
+    body: Body
+    path: str
+
+
+class Handling:
+    """A request while it is handled, and what the log and the metrics will say about it."""
+
+    def __init__(self, task: Task, upstreams: Upstreams, clients: Clients, metrics: GatewayMetrics) -> None:
+        self._task, self._upstreams, self._clients, self._metrics = task, upstreams, clients, metrics
+        self._started_at = time.monotonic()
+        self._upstream: Upstream | None = None
+        self._outcome: Outcome = "cancelled"  # unless it ends otherwise
+        self._status: int | None = None
+        self._waited = 0.0
+        self._tokens: int | None = None
+        self._error = ""
+
+    async def answer(self, routes: list[Route]) -> web.StreamResponse:
+        """Return the response of the first upstream that does not fail, or else of the last. Raises GatewayError."""
+        try:
+            for route in routes[:-1]:
+                answer = await self._try(route, is_last=False)
+                if answer is not None:
+                    return answer
+            answer = await self._try(routes[-1], is_last=True)
+            assert answer is not None  # noqa: S101 - the last one answers or raises
+            return answer
+        finally:
+            self._finish()
+
+    async def _try(self, route: Route, *, is_last: bool) -> web.StreamResponse | None:
+        """Return the response of an upstream, or None if the next one is to be tried. Raises GatewayError."""
+        upstream = self._upstream = self._upstreams[route.upstream]
+        call = self._create_call(upstream, route)
+        try:
+            permit = await upstream.admission.admit(self._apply(upstream, call, has_fallback=not is_last))
+        except RefusedError as error:
+            self._outcome = error.reason
+            if is_last:
+                raise GatewayError.of(error.reason, error.retry_after) from error
+            return None
+        self._waited += permit.waited
+        exchange = Exchange(upstream, permit)
+        try:
+            self._outcome = "cancelled"
+            return await self._exchange(exchange, permit, call, is_last=is_last)
+        finally:
+            exchange.close()
+            permit.close()
+
+    def _create_call(self, upstream: Upstream, route: Route) -> Call:
+        request = self._task.request
+        content = self._task.body.with_model(route.model)
+        headers = request_headers(request.headers, upstream.api_key)
+        if content or "Content-Length" in request.headers:
+            headers["Content-Length"] = str(len(content))
+        return Call(request.method, URL(f"{upstream.base}{self._task.path}", encoded=True), headers, content)
+
+    def _apply(self, upstream: Upstream, call: Call, *, has_fallback: bool) -> Applicant:
+        client = self._task.client
+        tokens = upstream.estimator.estimate(len(call.content), self._task.body.max_completion)
+        return Applicant(PRIORITIES.index(self._task.priority), client.name, client.share, tokens, has_fallback)
+
+    async def _exchange(
+        self, exchange: Exchange, permit: Permit, call: Call, *, is_last: bool
+    ) -> web.StreamResponse | None:
+        upstream = exchange.upstream
+        self._metrics.queue_wait.labels(upstream.provider, self._task.priority).observe(permit.waited)
+        self._metrics.overhead.observe(max(0.0, time.monotonic() - self._started_at - self._waited))
+        async with upstream.pool.use() as session:
+            try:
+                await exchange.send(session, call)
+            except UpstreamError as error:
+                self._note_failure(upstream, permit, None, str(error))
+                if is_last:
+                    raise GatewayError(502, "upstream_failed", str(error)) from error
+                return None
+            self._note_answer(exchange, permit)
+            if exchange.has_failed and not is_last:
+                return None
+            return await self._pass_on(exchange, permit, len(call.content))
+
+    async def _pass_on(self, exchange: Exchange, permit: Permit, size: int) -> web.StreamResponse:
+        outcome, self._outcome = self._outcome, "cancelled"
+        usage = UsageReader(exchange.response.headers.get("Content-Encoding", "").lower())
+        try:
+            answer = await exchange.pass_on(self._task.request, usage)
+        except UpstreamError as error:
+            self._outcome, self._error = "broken", str(error)
+            self._metrics.count_upstream_error(exchange.upstream.provider, None)
+            raise ConnectionResetError(str(error)) from error
+        finally:
+            self._count_tokens(exchange, permit, usage, size)
+        self._outcome = outcome
+        return answer
+
+    def _count_tokens(self, exchange: Exchange, permit: Permit, usage: UsageReader, size: int) -> None:
+        if exchange.status >= _CLIENT_ERROR:
+            permit.correct_tokens(0)
+            return
+        found = usage.find()
+        if found is not None:
+            exchange.upstream.estimator.learn(size, found)
+            permit.correct_tokens(found.total)
+            self._tokens = found.total
+            self._metrics.tokens.labels(exchange.upstream.provider, self._task.client.name).inc(found.total)
+            self._clients.count(self._task.client, tokens=found.total)
+
+    def _note_answer(self, exchange: Exchange, permit: Permit) -> None:
+        """Note what an answer says about the upstream."""
+        upstream, status = exchange.upstream, exchange.status
+        self._status, self._error = status, ""
+        self._metrics.upstream_seconds.labels(upstream.provider).observe(exchange.seconds)
+        pause = exchange.find_pause()
+        if pause:
+            log.warning("upstream_asks_for_pause", upstream=upstream.name, status=status, seconds=round(pause, 3))
+            upstream.admission.pause(pause)
+        if status >= _SERVER_ERROR:
+            self._note_failure(upstream, permit, status, "")
+            return
+        if status >= _CLIENT_ERROR:
+            self._metrics.count_upstream_error(upstream.provider, status)
+        is_limited = status == _LIMITED
+        self._outcome = "client_error" if status >= _CLIENT_ERROR else "ok"
+        if is_limited:
+            self._outcome = "no_credit" if exchange.is_out_of_quota else "limited"
+        refused = None if exchange.is_out_of_quota else is_limited
+        self._note_retreat(upstream, permit.note_answer(refused=refused))
+
+    def _note_retreat(self, upstream: Upstream, state: State | None) -> None:
+        if state is None:
+            return
+        rate = round(upstream.admission.retreat.rate, 2)
+        if state in ("retreating", "floor"):
+            self._metrics.retreats.labels(upstream.provider).inc()
+            log.warning("rate_cut", upstream=upstream.name, rate_per_minute=rate, state=state)
+        else:
+            log.info("rate_raised", upstream=upstream.name, rate_per_minute=rate, state=state)
+
+    def _note_failure(self, upstream: Upstream, permit: Permit, status: int | None, error: str) -> None:
+        self._outcome, self._status, self._error = "upstream_error", status, error
+        self._metrics.count_upstream_error(upstream.provider, status)
+        if permit.note_failure():
+            log.error("upstream_unavailable", upstream=upstream.name, status=status, error=error)
+
+    def _finish(self) -> None:
+        task, upstream = self._task, self._upstream
+        assert upstream is not None  # noqa: S101 - there is at least one route
+        self._metrics.count_request(upstream.provider, task.client.name, task.priority, self._outcome)
+        log.info(
+            "request",
+            upstream=upstream.name,
+            model=(task.body.model or "")[:SHOWN_MODEL],
+            client=task.client.name,
+            priority=task.priority,
+            outcome=self._outcome,
+            status=self._status,
+            waited=round(self._waited, 3),
+            seconds=round(time.monotonic() - self._started_at, 3),
+            tokens=self._tokens,
+            **({"error": self._error} if self._error else {}),
+        )

@@ -1,0 +1,173 @@
+"""What was sent in the last minute, in a file that a killed process leaves complete.
+
+The file is mapped into memory: what is written there survives the process, without a system call for each request.
+After a header, it has slots of fixed size, one for each request: the upstream, when it was sent, its tokens.
+"""
+
+import fcntl
+import hashlib
+import math
+import mmap
+import os
+import struct
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway.window import MARGIN, SPAN
+from runtime.clock import boot_id
+from runtime.errors import StartError
+
+MAGIC = b"defib-sent-1"
+FIRST_SLOTS = 1024
+KEPT = SPAN + MARGIN  # seconds
+_HEADER = struct.Struct("<16s40sd")  # magic, ID of the boot, Unix time minus monotonic time
+_SLOT = struct.Struct("<16sdd")  # upstream, when it was sent (0: free, infinity: not known yet), tokens
+
+
+@dataclass(frozen=True)
+class SentRequest:
+    """A request that an earlier process has sent, at a time of this process' clock."""
+
+    at: float
+    tokens: float
+
+
+def key_of(url: str, api_key: str) -> bytes:
+    """Return what identifies an upstream: what its limits belong to, and not its name, which may change."""
+    return hashlib.sha256(f"{url}\0{api_key}".encode()).digest()[:16]
+
+
+class SentFile:
+    """The file with the requests of all upstreams. One process owns it."""
+
+    def __init__(self, path: Path, now: Callable[[], float] = time.monotonic) -> None:
+        """Open or create the file. Raises StartError."""
+        self._now = now
+        self._file = _open(path)
+        try:
+            self._map = _map(self._file, path)
+        except BaseException:
+            os.close(self._file)
+            raise
+        self._free: list[int] = []
+        self._used: deque[tuple[float, int]] = deque()  # when, and the slot; by time
+        self._earlier: dict[bytes, list[SentRequest]] = {}
+        self._read()
+
+    def _read(self) -> None:
+        """Read what an earlier process has sent. Of what it was sending, it is unknown when it arrived."""
+        magic, boot, offset = _HEADER.unpack_from(self._map)
+        now = self._now()
+        is_ours = magic.rstrip(b"\0") == MAGIC
+        own_boot = boot_id().encode()[:40]
+        shift = 0.0 if boot.rstrip(b"\0") == own_boot else offset - (time.time() - now)
+        _HEADER.pack_into(self._map, 0, MAGIC, own_boot, time.time() - now)
+        for slot in range(self._count_slots()):
+            key, at, tokens = _SLOT.unpack_from(self._map, _offset(slot))
+            at = min(at + shift, now) if is_ours and at > 0 else 0.0
+            if at + KEPT > now and at > 0:
+                self._earlier.setdefault(key, []).append(SentRequest(at, tokens))
+                self._used.append((at, slot))
+                self._write(slot, key, at, tokens)
+            else:
+                self._free.append(slot)
+                self._write(slot, b"", 0.0, 0.0)
+        self._used = deque(sorted(self._used))
+
+    def take_earlier(self, key: bytes) -> Sequence[SentRequest]:
+        """Return what earlier processes have sent to an upstream in the last minute, by time; only once."""
+        return sorted(self._earlier.pop(key, []), key=lambda request: request.at)
+
+    def begin(self, key: bytes, tokens: float) -> int:
+        """Note a request that is about to be sent, and return its slot."""
+        now = self._now()
+        while self._used and self._used[0][0] + KEPT < now:
+            self._free.append(self._used.popleft()[1])
+        if not self._free:
+            slots = self._count_slots()
+            self._map.resize(_offset(2 * slots))
+            self._free.extend(range(slots, 2 * slots))
+        slot = self._free.pop()
+        self._write(slot, key, math.inf, tokens)
+        return slot
+
+    def mark_sent(self, slot: int, key: bytes, at: float, tokens: float) -> None:
+        self._write(slot, key, at, tokens)
+        self._used.append((at, slot))
+
+    def cancel(self, slot: int) -> None:
+        """Remove a request that was not sent."""
+        self._write(slot, b"", 0.0, 0.0)
+        self._free.append(slot)
+
+    def _write(self, slot: int, key: bytes, at: float, tokens: float) -> None:
+        _SLOT.pack_into(self._map, _offset(slot), key, at, tokens)
+
+    def _count_slots(self) -> int:
+        return (len(self._map) - _HEADER.size) // _SLOT.size
+
+    def close(self) -> None:
+        self._map.close()
+        os.close(self._file)
+
+
+def _offset(slot: int) -> int:
+    return _HEADER.size + slot * _SLOT.size
+
+
+def _open(path: Path) -> int:
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise StartError(f"gateway.state_file: cannot write {path}: {error.strerror}") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(file)
+        raise StartError(f"gateway.state_file: another gateway uses {path}") from error
+    return file
+
+
+def _map(file: int, path: Path) -> mmap.mmap:
+    try:
+        size = max(os.fstat(file).st_size, _offset(FIRST_SLOTS))
+        os.posix_fallocate(file, 0, size)  # writing to a hole of a full disk would end the process
+        return mmap.mmap(file, size)
+    except OSError as error:
+        raise StartError(f"gateway.state_file: cannot write {path}: {error.strerror}") from error
+
+
+class Ledger:
+    """The part of one upstream; without a file, nothing is remembered."""
+
+    def __init__(self, file: SentFile | None = None, key: bytes = b"") -> None:
+        self._file, self._key = file, key
+
+    def take_earlier(self) -> Sequence[SentRequest]:
+        return self._file.take_earlier(self._key) if self._file is not None else ()
+
+    def begin(self, tokens: float) -> "Record":
+        """Note a request that is about to be sent."""
+        slot = self._file.begin(self._key, tokens) if self._file is not None else 0
+        return Record(self._file, slot, self._key, tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A request in the file."""
+
+    _file: SentFile | None
+    _slot: int
+    _key: bytes
+    _tokens: float
+
+    def mark_sent(self, at: float) -> None:
+        if self._file is not None:
+            self._file.mark_sent(self._slot, self._key, at, self._tokens)
+
+    def cancel(self) -> None:
+        if self._file is not None:
+            self._file.cancel(self._slot)

@@ -1,0 +1,74 @@
+"""Connections to upstreams, which stay open while a reload replaces the settings."""
+
+import contextlib
+import ssl
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+
+from fleet.inventory.endpoints import TlsSettings
+from runtime.errors import DefibError
+from runtime.tls import create_client_context
+
+CONNECT_TIMEOUT = 10.0
+_MAX_HEADER = 32 * 1024
+_SENT_BY_CLIENTS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")  # aiohttp would add its own
+# The function that is called when a request's headers are written.
+BEGIN_SENDING = "begin_sending"
+
+
+def create_tls(tls: TlsSettings) -> ssl.SSLContext:
+    """Return the context for connections to an upstream. Raises DefibError."""
+    try:
+        context = create_client_context(str(tls.ca_file) if tls.ca_file else None)
+        if tls.cert_file:
+            context.load_cert_chain(tls.cert_file, tls.key_file)
+    except (OSError, ssl.SSLError) as error:
+        raise DefibError(f"gateway: cannot load the certificates of an upstream: {error}") from error
+    if not tls.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+async def _note_headers(_session: aiohttp.ClientSession, context: SimpleNamespace, _params: Any) -> None:
+    context.trace_request_ctx()
+
+
+class ConnectionPool:
+    """The connections with one set of TLS settings. A retired pool closes when its last request has ended."""
+
+    def __init__(self, tls: ssl.SSLContext) -> None:
+        trace = aiohttp.TraceConfig()
+        trace.on_request_headers_sent.append(_note_headers)
+        self.session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=tls),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            skip_auto_headers=_SENT_BY_CLIENTS,
+            trace_configs=[trace],
+            max_line_size=_MAX_HEADER,
+            max_field_size=_MAX_HEADER,
+        )
+        self.session._retry_connection = False  # noqa: SLF001 - a request that is sent twice would count once
+        self._in_use = 0
+        self._is_retired = False
+
+    @contextlib.asynccontextmanager
+    async def use(self) -> AsyncIterator[aiohttp.ClientSession]:
+        self._in_use += 1
+        try:
+            yield self.session
+        finally:
+            self._in_use -= 1
+            await self._close_if_idle()
+
+    async def retire(self) -> None:
+        self._is_retired = True
+        await self._close_if_idle()
+
+    async def _close_if_idle(self) -> None:
+        if self._is_retired and self._in_use == 0:
+            await self.session.close()

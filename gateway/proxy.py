@@ -1,0 +1,129 @@
+"""What clients request: their access, their budgets, and the upstreams of their models."""
+
+import asyncio
+import re
+
+from aiohttp import web
+
+from gateway.bodies import Body, BodyMemory
+from gateway.clients import ANONYMOUS, Client, Clients, find_priority
+from gateway.errors import GatewayError
+from gateway.handling import SHOWN_MODEL, Handling, Task
+from gateway.headers import PRIORITY, UPSTREAM
+from gateway.metrics import GatewayMetrics
+from gateway.models import ModelList
+from gateway.routing import Route, UnknownUpstreamError
+from gateway.upstreams import Upstreams
+from runtime.access.browser import check_fetch_metadata
+from runtime.access.control import AccessControl, set_identity
+from runtime.access.roles import Identity, Role
+from runtime.errors import ApiError
+
+PREFIX = "/v1"
+_MODELS, _MODEL = "/models", re.compile(r"/models/(.+)")
+# What an upstream could understand as leaving its base, for which alone the key is meant.
+_LEAVES = re.compile(r"(?:^|[/\\]|%2f|%5c)(?:\.|%2e){1,2}(?:$|[/\\?]|%2f|%5c)", re.IGNORECASE)
+
+
+class Proxy:
+    """Answers all requests below `/v1`. After `drain`, it takes no more."""
+
+    def __init__(
+        self,
+        upstreams: Upstreams,
+        clients: Clients,
+        bodies: BodyMemory,
+        metrics: GatewayMetrics,
+        access: AccessControl,
+    ) -> None:
+        self._upstreams, self._clients, self._bodies = upstreams, clients, bodies
+        self._metrics, self._access = metrics, access
+        self._models = ModelList(upstreams)
+        self._is_draining = False
+        self._handled = 0  # requests in progress
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
+
+    async def drain(self) -> None:
+        """Take no more requests, and wait for those in progress."""
+        self._is_draining = True
+        await self._is_idle.wait()
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        """Answer a request with an upstream's response, or with an error in OpenAI's format."""
+        client = Client(ANONYMOUS)
+        self._handled += 1
+        self._is_idle.clear()
+        try:
+            client = await self._identify(request)
+            return await self._forward(request, client)
+        except GatewayError as error:
+            self._metrics.refused.labels(client.name, error.code).inc()
+            return error.respond()
+        finally:
+            self._handled -= 1
+            if not self._handled:
+                self._is_idle.set()
+
+    async def _identify(self, request: web.Request) -> Client:
+        """Return the client. Raises GatewayError."""
+        try:
+            if not self._clients.are_named:  # a page of another site must not use the key
+                self._access.settings.hosts.check_host(request)
+                self._access.settings.hosts.check_origin(request)
+                check_fetch_metadata(request)
+                return Client(ANONYMOUS)
+            client = self._clients.find(_find_token(request))
+            if client is None:
+                raise await self._access.refuse(request, "", "unknown token of a client")
+        except ApiError as error:
+            code = "invalid_api_key" if error.status == 401 else error.code  # noqa: PLR2004 - as OpenAI calls it
+            raise GatewayError(error.status, code, error.message) from error
+        set_identity(request, Identity(client.name, Role.CLIENT, "token", self._access.find_address(request)))
+        return client
+
+    async def _forward(self, request: web.Request, client: Client) -> web.StreamResponse:
+        if self._is_draining:
+            raise GatewayError(503, "shutting_down", "the gateway is being stopped", retry_after=5.0)
+        path = _find_path(request)
+        self._clients.check_budget(client)
+        priority = find_priority(request.headers.get(PRIORITY), client)
+        if path == _MODELS and request.method == "GET" and UPSTREAM not in request.headers:
+            return web.json_response(await self._models.read())
+        async with self._bodies.read(request) as body:
+            routes = self._find_routes(request, body, path)
+            self._clients.count(client, requests=1)
+            task = Task(request, client, priority, body, path)
+            return await Handling(task, self._upstreams, self._clients, self._metrics).answer(routes)
+
+    def _find_routes(self, request: web.Request, body: Body, path: str) -> list[Route]:
+        in_path = _MODEL.fullmatch(path)
+        model = in_path[1] if in_path is not None else body.model
+        try:
+            routes = self._upstreams.router.find(model, request.headers.get(UPSTREAM))
+        except UnknownUpstreamError as error:
+            raise GatewayError(404, "upstream_not_found", f"there is no upstream {str(error)[:100]!r}") from error
+        if routes:
+            return routes
+        if model is None:
+            raise GatewayError(404, "model_not_found", "the request names no model, and gateway.default is not set")
+        raise GatewayError(404, "model_not_found", f"no upstream has the model {model[:SHOWN_MODEL]!r}")
+
+
+def _find_token(request: web.Request) -> str:
+    """Return the token that a client sends as its API key."""
+    scheme, _, credential = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return credential.strip()
+    return request.headers.get("api-key") or request.headers.get("x-api-key") or ""
+
+
+def _find_path(request: web.Request) -> str:
+    """Return the path below the upstream's base, with its query, as the client has written it. Raises GatewayError."""
+    target = request.raw_path
+    if not target.startswith("/"):  # in absolute form
+        target = "/" + target.split("/", 3)[-1]
+    path = target.removeprefix(PREFIX)
+    if _LEAVES.search(path.partition("?")[0]):
+        raise GatewayError(400, "bad_request", "the path must not have the parts . and ..")
+    return path

@@ -1,0 +1,60 @@
+"""Which upstream a request goes to, and under which name it knows the model."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Route:
+    """An upstream and, for requests with an alias, the model that the alias stands for."""
+
+    upstream: str
+    model: str | None = None
+
+
+@dataclass(frozen=True)
+class UpstreamModels:
+    """What an upstream has: patterns of models, in which `*` stands for any characters, and aliases."""
+
+    match: Sequence[str] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    fallback: Sequence[str] = ()
+
+
+class UnknownUpstreamError(Exception):
+    """A request names an upstream that does not exist."""
+
+
+class Router:
+    def __init__(self, upstreams: Mapping[str, UpstreamModels], default: str | None) -> None:
+        self._upstreams, self._default = upstreams, default
+        self._patterns = [
+            (re.compile(".*".join(map(re.escape, pattern.split("*"))), re.DOTALL), name)
+            for name, upstream in upstreams.items()
+            for pattern in upstream.match
+        ]
+
+    def find(self, model: str | None, named: str | None = None) -> list[Route]:
+        """Return the upstream of a request, and those that replace it when it fails; none if no upstream has the model.
+
+        `named` is the upstream that the request names itself. Raises UnknownUpstreamError.
+        """
+        if named is not None and named not in self._upstreams:
+            raise UnknownUpstreamError(named)
+        name = named or self._match(model)
+        return [] if name is None else list(self._with_fallback(name, model))
+
+    def _match(self, model: str | None) -> str | None:
+        if model is not None:
+            for name, upstream in self._upstreams.items():
+                if model in upstream.aliases:
+                    return name
+            for pattern, name in self._patterns:
+                if pattern.fullmatch(model):
+                    return name
+        return self._default
+
+    def _with_fallback(self, name: str, model: str | None) -> Iterator[Route]:
+        for each in (name, *self._upstreams[name].fallback):
+            yield Route(each, self._upstreams[each].aliases.get(model) if model is not None else None)

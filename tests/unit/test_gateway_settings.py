@@ -1,0 +1,81 @@
+"""The section `gateway` of the configuration: its errors, its defaults, and who sees its secrets."""
+
+from pathlib import Path
+
+import pytest
+
+from fleet.inventory.gateway import format_rate, parse_rate
+from tests.support import load_problems, loaded, write
+
+UPSTREAM = "url: 'http://h/v1'"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("upstreams: {a: {}}", "upstreams.a.url: is missing"),
+        ("upstreams: {a: {url: h}}", "upstreams.a.url: is not a URL; write http://host:port/path"),
+        ("upstreams: {a: {" + UPSTREAM + ", rate: 40}}", "upstreams.a.rate: 40 is not a rate; write 40/min, 2/s or 600/h"),
+        ("upstreams: {a: {" + UPSTREAM + ", rate: 0/min}}", "upstreams.a.rate: 0/min is not between 1/min and 1000000000/min"),
+        ("upstreams: {a: {" + UPSTREAM + ", burst: 0}}", "upstreams.a.burst: must be at least 1, not 0"),
+        ("upstreams: {a: {" + UPSTREAM + ", fallback: [b]}}", "upstreams.a.fallback[0]: there is no upstream 'b'"),
+        ("upstreams: {a: {" + UPSTREAM + ", fallback: [a]}}", "upstreams.a.fallback: an upstream cannot replace itself"),
+        ("upstreams: {a: {" + UPSTREAM + "}}, default: b", "default: there is no upstream 'b'"),
+        ("upstreams: {a: {" + UPSTREAM + "}, b: {url: 'http://h/v1/'}}", ": upstreams.b: has the same url and api_key as a: one upstream has them all"),
+        ("upstreams: {a: {" + UPSTREAM + ", match: ['']}}", "upstreams.a.match[0]: '' is not the name of a model: it must be printable, and not empty"),
+        ("queue: {when_full: wait}", "queue.when_full: must be 'reject', 'drop-lowest' or 'passthrough', not 'wait'"),
+        ("queue: {max_wait: 60}", "queue.max_wait: must be a map, not 60"),
+        ("queue: {max_wait: {urgent: 1}}", "queue.max_wait.urgent: 1 is not a duration; write 500ms, 10s, 5m, 1h30m or 7d"),
+        ("retreat: {cut_at: 5}", "retreat.cut_at: must be more than 0% and less than 100%, such as 80% or 0.8, not 5"),
+        ("retreat: {cut_at: 30%}", "retreat: recover_below must not exceed cut_at, and cut_at must not exceed floor_at"),
+        ("clients: {a: {}}", "clients.a.token: is missing"),
+        ("clients: {a: {token: x}, b: {token: x}}", ": clients.b.token: must differ from clients.a.token"),
+        ("token: x, clients: {a: {token: x}}", ": clients.a.token: must differ from token"),
+        ("clients: {a: {token: x, share: 0}}", "clients.a.share: must be greater than 0, not 0"),
+        ("clients: {a: {token: x, priority: Low}}", "clients.a.priority: must be 'urgent', 'high', 'normal' or 'low', not 'Low'"),
+        ("listen: here", "listen: 'here' is not an address to listen on; write 127.0.0.1:9998, [v6]:9998 or :9998"),
+        ("upstream: {}", "upstream: unknown key; did you mean upstreams?"),
+    ],
+)  # fmt: skip
+def test_each_error_names_its_place_and_remedy(tmp_path: Path, text: str, problem: str) -> None:
+    dot = "" if problem.startswith(":") else "."
+    assert load_problems(write(tmp_path, a=f"gateway: {{{text}}}")) == [f"a.yaml:1: gateway{dot}{problem}"]
+
+
+def test_a_client_has_no_token_of_a_server(tmp_path: Path) -> None:
+    text = "access: {metrics_token: x}\ngateway: {clients: {a: {token: x}}}"
+    problem = "gateway.clients.a.token: must differ from the tokens of Defib's servers"
+    assert [each.partition(": ")[2] for each in load_problems(write(tmp_path, a=text))] == [problem]
+
+
+def test_only_the_gateway_reads_its_secrets(tmp_path: Path) -> None:
+    text = (
+        "gateway: {token: '${T}', upstreams: {a: {"
+        + UPSTREAM
+        + ", api_key: '${KEY}', rate: '${R}'}}, clients: {c: {token: '${C}'}}}"
+    )
+    environ = {"T": "t0ken", "KEY": "k3y", "R": "7/min", "C": "cl1ent"}
+    write(tmp_path, a=text)
+    own = loaded(tmp_path, environ, ["gateway"])
+    assert own.secrets == {"t0ken", "k3y", "cl1ent"}
+    assert own.inventory.gateway.upstreams["a"].rate == 7
+    assert own.local_token("gateway").read().get_secret_value() == "t0ken"
+    for program in ("exporter", "remediator", "client"):
+        assert loaded(tmp_path, {}, [program]).secrets == set()
+    others = "notify: {channels: {ops: {feishu: {webhook: '${HOOK}'}}}}\nhosts: {h: {address: h, sudo: {password: '${SUDO}'}}}"
+    assert loaded(write(tmp_path, b=others), environ, ["gateway"]).secrets == own.secrets
+
+
+def test_waits_of_each_priority(tmp_path: Path) -> None:
+    for text, waits in (
+        ("{}", (60, 60, 60, 2)), ("{max_wait: 30s}", (30, 30, 30, 2)), ("{low_timeout: 5s}", (60, 60, 60, 5)),
+        ("{max_wait: {urgent: 2m, low: 10s}}", (120, 60, 60, 10)),
+    ):  # fmt: skip
+        queue = loaded(write(tmp_path, a=f"gateway: {{queue: {text}}}")).inventory.gateway.queue
+        assert tuple(queue.waits.values()) == waits
+
+
+@pytest.mark.parametrize(("text", "rate"), [("40/min", 40), ("2/s", 120), ("600/h", 10), ("0.5/s", 30)])
+def test_rates(text: str, rate: float) -> None:
+    assert parse_rate(text) == rate
+    assert parse_rate(format_rate(rate)) == rate
