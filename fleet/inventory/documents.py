@@ -202,7 +202,8 @@ def find_directory(chosen: Path | None, environ: Mapping[str, str] = os.environ)
     for path in (Path("config"), Path("/etc/defib")):
         with contextlib.suppress(PermissionError):  # of the working directory
             if path.is_dir():
-                _check_trusted(path, environ)
+                if not path.is_absolute():
+                    _check_trusted(path, environ)
                 return path
     raise StartError(
         "no configuration found: set --config or DEFIB_CONFIG to its directory (tried ./config and /etc/defib)"
