@@ -139,4 +139,4 @@ fi
 echo "Next: edit /etc/defib, then run"
 echo "  sudo -u defib-exporter defib check --for exporter --config /etc/defib"
 echo "  sudo -u defib defib check --for remediator --config /etc/defib"
-echo "  systemctl enable --now defib-exporter defib-remediator"
+echo "  systemctl enable --now defib-exporter defib-remediator defib-deadman"

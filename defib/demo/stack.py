@@ -224,9 +224,9 @@ class Stack:
         config = yaml.safe_load((find_alert_files() / "alertmanager.yml").read_text())
         if self._hurried:
             config["route"]["group_interval"] = "1s"
-        if self._fallback:
-            (fallback,) = (each for each in config["receivers"] if each["name"] == "fallback")
-            fallback["webhook_configs"] = [{"url": self._fallback}]
+        # No watcher runs here.
+        (fallback,) = (each for each in config["receivers"] if each["name"] == "fallback")
+        fallback["webhook_configs"] = [{"url": self._fallback}] if self._fallback else []
         self._write_with_own_addresses(config, "alertmanager.yml")
         await self._run(
             "alertmanager",

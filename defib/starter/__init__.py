@@ -78,6 +78,10 @@ def _list_next_steps(directory: Path, answers: Answers) -> Iterator[tuple[str, s
     yield f"defib exporter{option} --listen 127.0.0.1:9999", "probes, and serves metrics"
     web_config = f"{directory}/secrets/{files.WEB_CONFIG}"
     yield f"defib remediator{option} --web.config.file {web_config}", f"acts on alerts: {directory}/{files.DATABASE}"
+    if answers.has_watcher:
+        folder = f"{directory}/data/deadman"
+        watcher = f"defib deadman{option} --listen {monitoring.WATCHER} --pings-optional --directory {folder}"
+        yield watcher, "notifies the channels of problems of Defib itself"
     storage = f"--storage.tsdb.path={others}/data-prometheus"
     yield f"prometheus --config.file={others}/prometheus.yml {storage} {_PROMETHEUS_OPTIONS}", ""
     yield f"alertmanager --config.file={others}/alertmanager.yml --storage.path={others}/data-alertmanager", ""

@@ -53,6 +53,11 @@ class Answers:
     smtp: str = ""
     fallback_webhook: str = field(default="", repr=False)
 
+    @property
+    def has_watcher(self) -> bool:
+        """Whether Alertmanager sends problems of Defib itself to the watcher, `defib deadman`."""
+        return not (self.fallback_mail or self.fallback_webhook)
+
 
 def parse_host(text: str) -> tuple[str, str]:
     """Return the name and the address of `NAME=ADDRESS`, both perhaps of a range. Raises ValueError."""

@@ -15,13 +15,14 @@ from runtime.errors import DefibError
 
 _SYSTEMD_SHARE = Path("/opt/defib/current/share/defib")  # of the version in use
 _SYSTEMD_SECRETS = Path("/etc/prometheus/secrets")  # which these servers can read
+WATCHER = "127.0.0.1:9191"
 _ADDRESSES = {
     "exporter": "127.0.0.1:9999", "remediator": "127.0.0.1:9095", "alertmanager": "127.0.0.1:9093",
-    "prometheus": "127.0.0.1:9090", "node-exporter": "127.0.0.1:9100",
+    "prometheus": "127.0.0.1:9090", "node-exporter": "127.0.0.1:9100", "deadman": WATCHER,
 }  # fmt: skip
 # The dashboards of a language have the same UIDs as those of the others: Grafana loads one of these folders.
 DASHBOARDS: Mapping[Language, str] = {"en": "dashboards", "zh": "dashboards-zh"}
-_FALLBACK = "  - name: fallback\n    webhook_configs: []\n"
+_FALLBACK = re.compile(r"(?: *#.*\n)*  - name: fallback\n(?:    .*\n)+")
 
 
 def directory_of(directory: Path) -> Path:
@@ -67,7 +68,7 @@ def _set_addresses(text: str) -> str:
 
 
 def _set_fallback(text: str, answers: Answers) -> str:
-    """Return Alertmanager's configuration with a receiver for alerts about the remediator."""
+    """Return Alertmanager's configuration with another receiver for alerts about the remediator than the watcher."""
     configs: dict[str, Any] = {}
     if answers.fallback_mail:
         sender = f"defib@{answers.fallback_mail.partition('@')[2]}"
@@ -77,7 +78,8 @@ def _set_fallback(text: str, answers: Answers) -> str:
         configs["webhook_configs"] = [{"url": answers.fallback_webhook, "send_resolved": True}]
     if not configs:
         return text
-    if _FALLBACK not in text:
+    receiver = textwrap.indent(yaml.safe_dump([{"name": "fallback", **configs}], sort_keys=False), "  ")
+    text, count = _FALLBACK.subn(lambda _: receiver, text)
+    if count != 1:
         raise DefibError("alerts/alertmanager.yml has no receiver `fallback` as it was shipped")
-    receiver = yaml.safe_dump([{"name": "fallback", **configs}], sort_keys=False)
-    return text.replace(_FALLBACK, textwrap.indent(receiver, "  "))
+    return text

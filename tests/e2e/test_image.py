@@ -101,7 +101,8 @@ def container(service: str, config: Path, *more: str) -> Iterator[str]:
     tmpfs = [each.replace("${DEFIB_EXPORTER_UID}", str(EXPORTER)) for each in asked["tmpfs"]]
     options += [word for each in tmpfs for word in ("--tmpfs", each)]
     name = f"defib-test-{service}"
-    mounts = ["--volume", f"{config}:/etc/defib:ro", "--volume", f"{name}:/var/lib/defib"]
+    state = "/var/lib/defib-deadman" if service == "deadman" else "/var/lib/defib"
+    mounts = ["--volume", f"{config}:/etc/defib:ro", "--volume", f"{name}:{state}"]
     for secret in asked.get("secrets", []):
         mounts += ["--volume", f"{config}/secrets/{secret['source']}:{secret['target']}:ro"]
     well("docker", "run", "--detach", "--name", name, "--network", "host", *options, *mounts, IMAGE, *more)
@@ -130,7 +131,7 @@ def test_the_image_is_built_and_runs_as_compose_runs_it(image: str, tmp_path: Pa
     well("docker", "run", "--rm", "--network", "host", *work, image, "init", "--compose", "config")
     well("docker", "run", "--rm", "--network", "host", *work, image, "check")
     assert {(config / "secrets" / name).stat().st_uid for name in ("webhook_token", "web_config")} == {OWNER}
-    exporter_port, remediator_port = reserve_ports(2)
+    exporter_port, remediator_port, watcher_port = reserve_ports(3)
     for path in config.glob("*.yaml"):
         text = path.read_text().replace("http://exporter:9999", f"http://127.0.0.1:{exporter_port}")
         path.write_text(text.replace("http://remediator:9095", f"http://127.0.0.1:{remediator_port}"))
@@ -157,6 +158,15 @@ def test_the_image_is_built_and_runs_as_compose_runs_it(image: str, tmp_path: Pa
             assert well("docker", "inspect", "--format", "{{.State.ExitCode}}", other) == "0"
             backup = ["--volumes-from", other, *work, image, "backup", "--config", "/work/config", "/work/kept.db"]
             assert "0 incidents" in well("docker", "run", "--rm", *backup)
+        command = COMPOSE["services"]["deadman"]["command"]
+        with container("deadman", config, *command, "--listen", f"127.0.0.1:{watcher_port}") as watcher:
+            watcher_url = f"http://127.0.0.1:{watcher_port}"
+            assert answer(f"{watcher_url}/-/healthy", watcher).text == "healthy\n"
+            token = (config / "secrets" / "webhook_token").read_text()
+            posted = httpx.post(f"{watcher_url}/alerts", headers={"Authorization": f"Bearer {token}"}, trust_env=False)
+            assert posted.status_code == 400  # the token is accepted
+            kept = "/var/lib/defib-deadman/token"
+            assert well("docker", "exec", watcher, "stat", "--format", "%u %a", kept) == f"{OWNER} 600"
         well("docker", "exec", name, *COMPOSE["services"]["exporter"]["healthcheck"]["test"][1:3], "import sys")
         well("docker", "stop", "--time", "30", name)
         assert well("docker", "inspect", "--format", "{{.State.ExitCode}}", name) == "0"

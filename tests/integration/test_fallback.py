@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import re
 import signal
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,15 @@ import yaml
 
 from defib.deadman import alerts
 from defib.deadman.alerts import AlertRelay, Destination
+from defib.demo.feishu import SECRET, FeishuSimulator
 from defib.demo.launcher import Launcher
+from defib.demo.stack import reserve_ports
 from fleet.inventory.notify import Channel
 from remediator.clients.alerts import parse_webhook
 from remediator.notifications.channels import ChannelClient, ChannelMessage, SendResult
 from runtime.errors import ApiError
 from runtime.redaction import Redactor
+from tests.forked_defib import run_defib
 from tests.integration.peers import web_server
 from tests.integration.test_dead_man import Watcher
 from tests.support import NO_TLS, eventually, inventory_of
@@ -290,3 +295,62 @@ async def test_a_channel_that_hangs_is_not_waited_for(clocked: ClockedRelay, mon
     with pytest.raises(ApiError) as refused:
         await clocked.deliver(0)
     assert refused.value.status == 502
+
+
+@pytest.mark.needs("prometheus-alertmanager")
+async def test_remediator_down_reaches_the_chat_while_no_remediator_runs(
+    launcher: Launcher, tmp_path: Path, feishu: FeishuSimulator
+) -> None:
+    """With the files that `defib init` writes for a chat, but for the ports."""
+    for name, text in (("hook", feishu.webhook), ("secret", SECRET)):
+        (tmp_path / name).write_text(text)
+    chat = ["--feishu-webhook", str(tmp_path / "hook"), "--feishu-secret", str(tmp_path / "secret"), "--language", "en"]
+    made = await asyncio.to_thread(run_defib, "init", "config", "--checkout", "--no-input", *chat, cwd=tmp_path)
+    assert made.returncode == 0, made
+    (command,) = re.findall(r"^  defib (deadman .*?)  +notifies", made.stdout, re.MULTILINE)
+    assert command == "deadman --listen 127.0.0.1:9191 --pings-optional --directory config/data/deadman"
+    watcher = FallbackWatcher(launcher, tmp_path)
+    watcher.options = ["--pings-optional"]
+    await watcher.start()
+    port, remediator = reserve_ports(2)
+    text = (tmp_path / "config-monitoring" / "alertmanager.yml").read_text()
+    text = text.replace("127.0.0.1:9191", f"127.0.0.1:{watcher.port}").replace(
+        "127.0.0.1:9095", f"127.0.0.1:{remediator}"
+    )
+    (tmp_path / "alertmanager.yml").write_text(text.replace("group_interval: 15s", "group_interval: 1s"))
+    argv = [
+        "prometheus-alertmanager", f"--config.file={tmp_path}/alertmanager.yml", f"--storage.path={tmp_path}/data",
+        f"--web.listen-address=127.0.0.1:{port}", "--cluster.listen-address=",
+    ]  # fmt: skip
+    await launcher.start(argv, tmp_path / "alertmanager.log")
+    rules = yaml.safe_load((Path(__file__).parents[2] / "alerts" / "rules" / "monitoring.yml").read_text())["groups"]
+    (rule,) = (each for group in rules for each in group["rules"] if each.get("alert") == "RemediatorDown")
+    annotations = {name: re.sub(r"{{.*}}", "", text) for name, text in rule["annotations"].items()}
+    alert: dict[str, Any] = {
+        "labels": {"alertname": "RemediatorDown", "severity": "critical"},
+        "annotations": annotations,
+    }
+    async with httpx.AsyncClient(verify=NO_TLS, trust_env=False) as client:
+
+        async def post() -> bool:
+            try:
+                return (await client.post(f"http://127.0.0.1:{port}/api/v2/alerts", json=[alert])).is_success
+            except httpx.HTTPError:
+                return False
+
+        # Feishu refuses the first message: Alertmanager repeats it.
+        feishu.faults.append((500, {}, b""))
+        await eventually(post)
+
+        async def received(count: int) -> bool:
+            return len(feishu.received) == count
+
+        await eventually(lambda: received(1))
+        alert["endsAt"] = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
+        assert await post()
+        await eventually(lambda: received(2))
+    assert not feishu.faults
+    fired, resolved = (message.text for message in feishu.received)
+    assert "RemediatorDown" in fired
+    assert "Nothing is restarted and no notifications are sent." in fired
+    assert "RemediatorDown" in resolved

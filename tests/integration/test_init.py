@@ -119,6 +119,32 @@ def test_the_webhook_for_problems_of_defib_itself_is_no_argument(tmp_path: Path)
     assert written.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.needs("prometheus-alertmanager")
+@pytest.mark.parametrize(
+    ("mode", "url", "folder"),
+    [
+        ("checkout", "http://127.0.0.1:9191/alerts", "{}/config/secrets"),
+        ("systemd", "http://127.0.0.1:9191/alerts", "/etc/prometheus/secrets"),
+        ("compose", "http://deadman:9191/alerts", "secrets"),
+    ],
+)
+def test_the_watcher_is_notified_of_problems_of_defib_itself(tmp_path: Path, mode: str, url: str, folder: str) -> None:
+    """And receivers that are given replace it."""
+    made = defib("init", "config", "--no-input", f"--{mode}", cwd=tmp_path)
+    assert made.returncode == 0
+    path = tmp_path / "config-monitoring" / "alertmanager.yml"
+    receivers = {each["name"]: each for each in yaml.safe_load(path.read_text())["receivers"]}
+    (hook,) = receivers["fallback"]["webhook_configs"]
+    assert (hook["url"], hook["send_resolved"]) == (url, True)
+    token = f"{folder.format(tmp_path)}/webhook_token"
+    assert hook["http_config"]["authorization"]["credentials_file"] == token
+    subprocess.run(["amtool", "check-config", path], check=True, capture_output=True)
+    assert ("defib deadman" in made.stdout) == (mode == "checkout")
+    mail = ["--fallback-mail", "ops@example.org", "--smtp", "mail.example:25"]
+    other = defib("init", "other", "--no-input", f"--{mode}", *mail, cwd=tmp_path)
+    assert "deadman" not in other.stdout + (tmp_path / "other-monitoring" / "alertmanager.yml").read_text()
+
+
 @pytest.mark.needs("prometheus", "prometheus-alertmanager")
 @pytest.mark.parametrize("mode", ["checkout", "systemd", "compose"])
 def test_prometheus_and_alertmanager_have_real_addresses(tmp_path: Path, mode: str) -> None:

@@ -65,7 +65,7 @@ def test_all_hold_back_alike() -> None:
 
 def test_they_run_as_different_users() -> None:
     users = {path.stem: re.findall(r"^User=(.+)$", path.read_text(), re.MULTILINE) for path in UNITS}
-    # The watcher runs on another machine than the other two.
+    # The watcher sends to the channels of the remediator, whose secrets it reads.
     assert users == {
         "defib-deadman": ["defib"],
         "defib-exporter": ["defib-exporter"],

@@ -109,6 +109,19 @@ def test_the_exporter_has_a_user_and_secrets_of_its_own() -> None:
     assert all(each["ulimits"]["core"] == 0 for each in (exporter, remediator))
 
 
+def test_the_watcher_runs_as_the_remediator_and_is_published_nowhere() -> None:
+    watcher, remediator = SERVICES["deadman"], SERVICES["remediator"]
+    assert (watcher["user"], watcher["ulimits"]["core"]) == (remediator["user"], 0)
+    assert "ports" not in watcher
+    kept = "/var/lib/defib-deadman"
+    assert f"watcher:{kept}" in watcher["volumes"]
+    assert f" {kept} " in (ROOT / "Dockerfile").read_text()  # a volume gets the mode of this folder
+    alertmanager = yaml.safe_load((ROOT / "alerts" / "alertmanager.yml").read_text())
+    (fallback,) = (each for each in alertmanager["receivers"] if each["name"] == "fallback")
+    assert fallback["webhook_configs"][0]["url"] == "http://deadman:9191/alerts"
+    assert {"watcher", "record"} <= set(COMPOSE["volumes"])
+
+
 def test_no_secret_is_in_it() -> None:
     for service in SERVICES.values():
         for key, value in (service.get("environment") or {}).items():
