@@ -110,7 +110,8 @@ COMMANDS = {
     "defib notify test oncall": Run(sample="oncall: 0: success"),
     "defib notify test tickets": Run(sample="tickets: HTTP 204"),
     "defib deadman": Run(
-        instead="while-serving http://127.0.0.1:9191/-/ready defib deadman --channel oncall --directory watcher"
+        instead="while-serving http://127.0.0.1:9192/-/ready"
+        " defib deadman --channel oncall --listen 127.0.0.1:9192 --directory watcher"
     ),
     # Names of commands in a sentence, without their arguments.
     "defib probe": Run(instead="defib probe wiki"),
