@@ -136,7 +136,7 @@ class Gateway:
         (self.port,) = reserve_ports(1)
         base = f"http://127.0.0.1:{self.port}"
         limits = httpx.Limits(max_connections=None)
-        self.client = httpx.AsyncClient(verify=NO_TLS, base_url=base, trust_env=False, timeout=60, limits=limits)
+        self.client = httpx.AsyncClient(verify=NO_TLS, base_url=base, trust_env=False, timeout=300, limits=limits)
         self.log = folder / "log"
         self.pid = 0
 
