@@ -25,7 +25,6 @@ from runtime.tokens import ensure_token
 
 PINGS_LIMIT = 50  # of each heartbeat
 BODIES_LIMIT = 50_000  # bytes of all bodies of a heartbeat
-FORGET_AFTER = 30 * 86400.0  # seconds without a ping, for heartbeats that have left the inventory
 _PRUNE_EVERY = 16  # pings of a heartbeat
 VERSION = 1
 SCHEMA = """

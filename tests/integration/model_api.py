@@ -176,7 +176,16 @@ class Gateway:
         lines = (line.rpartition(" ") for line in page.splitlines() if not line.startswith("#"))
         return {name: float(value) for name, _, value in lines}
 
-    def logged(self, event: str) -> list[dict[str, Any]]:
+    async def logged(self, event: str, count: int = 1) -> list[dict[str, Any]]:
+        """Return the log lines of an event, once there are so many: they may be written after a response."""
+
+        async def are_written() -> bool:
+            return len(self.find_logged(event)) >= count
+
+        await eventually(are_written, 20)
+        return self.find_logged(event)
+
+    def find_logged(self, event: str) -> list[dict[str, Any]]:
         lines = [line for line in self.log.read_text().splitlines() if line.startswith("{")]
         return [each for each in map(json.loads, lines) if each["event"] == event]
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator
 from email.utils import formatdate
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -120,7 +119,7 @@ async def test_events_arrive_one_by_one(gateway: Gateway, api: ModelApi) -> None
             got += part
             arrived.set()
     assert got == b"".join(EVENTS)
-    assert gateway.logged("request")[-1]["outcome"] == "ok"
+    assert (await gateway.logged("request"))[-1]["outcome"] == "ok"
 
 
 @pytest.mark.parametrize(
@@ -179,19 +178,9 @@ async def test_a_response_that_ends_too_early_does_not_look_complete(
     with pytest.raises(httpx.RemoteProtocolError):
         await read()
     assert got.startswith(b"short" if b"short" in sent else EVENTS[0])
-    assert (await eventually_logged(gateway))["outcome"] == "broken"
+    assert (await gateway.logged("request"))[-1]["outcome"] == "broken"
     assert (await gateway.metrics())['gateway_upstream_errors_total{provider="api",status="connection"}'] == 1
     assert (await gateway.status())["in_flight"] == 0
-
-
-async def eventually_logged(gateway: Gateway, count: int = 1) -> dict[str, Any]:
-    async def look() -> dict[str, Any] | None:
-        found = gateway.logged("request")
-        return found[-1] if len(found) >= count else None
-
-    found = await eventually(look, 20)
-    assert found is not None
-    return found
 
 
 @pytest.mark.parametrize(
@@ -246,7 +235,7 @@ async def test_a_client_that_leaves_ends_the_request_upstream(gateway: Gateway, 
     left_at = time.monotonic()
     await asyncio.wait_for(api.received[0].closed.wait(), 5)
     assert (api.received[0].ended_at or 0) - left_at < 1
-    assert (await eventually_logged(gateway))["outcome"] == "cancelled"
+    assert (await gateway.logged("request"))[-1]["outcome"] == "cancelled"
 
 
 async def test_a_hundred_streams_broken_off(gateway: Gateway, api: ModelApi) -> None:
@@ -344,7 +333,7 @@ async def test_bodies_that_are_no_json(gateway: Gateway, api: ModelApi) -> None:
         assert api.received[-1].body == body
         assert api.received[-1].target == "/v1/chat/completions"
     assert api.received[-1].header("Content-Encoding") == ["gzip"]
-    assert {each["priority"] for each in gateway.logged("request")} == {"normal"}
+    assert {each["priority"] for each in await gateway.logged("request", len(bodies))} == {"normal"}
     assert (await gateway.chat(b'{"model": "m"}')).is_success
     assert api.received[-1].target == "/v1/other/chat/completions"
 
@@ -459,7 +448,7 @@ async def test_clients_show_their_tokens(gateway: Gateway, api: ModelApi) -> Non
     assert response.headers["X-Should-Retry"] == "false"
     assert (await gateway.chat(api_key="t-tester")).is_success  # 12 tokens
     assert (await gateway.chat(api_key="t-tester")).status_code == 429
-    assert [each["priority"] for each in gateway.logged("request")] == ["high", "high", "normal"]
+    assert [each["priority"] for each in await gateway.logged("request", 3)] == ["high", "high", "normal"]
     assert (await gateway.client.get("/api/v1/status", headers={"Authorization": "Bearer t-coder"})).status_code == 401
     await gateway.launcher.kill(gateway.pid, signal.SIGTERM)
     await gateway.start()
@@ -535,7 +524,7 @@ async def test_a_reload_breaks_no_stream_and_keeps_what_was_sent(gateway: Gatewa
         os.kill(gateway.pid, signal.SIGHUP)
 
         async def is_refused() -> bool:
-            return bool(gateway.logged("configuration_reload_refused"))
+            return bool(gateway.find_logged("configuration_reload_refused"))
 
         await eventually(is_refused, 20)
         await anext(parts)
@@ -571,7 +560,7 @@ async def test_a_learned_rate_survives_a_restart(gateway: Gateway, api: ModelApi
     await gateway.start()
     api.respond = whole(NIM_429, "429 Too Many Requests")
     await gateway.chat()
-    (cut,) = gateway.logged("rate_cut")
+    (cut,) = await gateway.logged("rate_cut")
     assert (cut["upstream"], cut["rate_per_minute"], cut["state"]) == ("api", 750, "retreating")
     assert (await gateway.metrics())['gateway_retreat_state{provider="api",state="retreating"}'] == 1
     await gateway.launcher.kill(gateway.pid, signal.SIGTERM)
@@ -582,7 +571,7 @@ async def test_a_learned_rate_survives_a_restart(gateway: Gateway, api: ModelApi
     os.kill(gateway.pid, signal.SIGKILL)
     await gateway.start()
     assert (await gateway.status())["rate_per_minute"] == 1000
-    assert gateway.logged("state_unreadable")
+    assert await gateway.logged("state_unreadable")
 
 
 async def test_a_stop_waits_for_streams(gateway: Gateway, api: ModelApi) -> None:
@@ -604,14 +593,14 @@ async def test_a_stop_waits_for_streams(gateway: Gateway, api: ModelApi) -> None
                 os.kill(gateway.pid, signal.SIGTERM)
 
                 async def is_stopping() -> bool:
-                    return bool(gateway.logged("server_stopping"))
+                    return bool(gateway.find_logged("server_stopping"))
 
                 await eventually(is_stopping, 20)
                 stopping.set()
     assert got == EVENTS[0] + EVENTS[-1]
 
     async def has_stopped() -> bool:
-        return bool(gateway.logged("server_stopped"))
+        return bool(gateway.find_logged("server_stopped"))
 
     await eventually(has_stopped, 20)
 
@@ -647,7 +636,7 @@ async def test_limits_are_changed_by_admins_and_audited(gateway: Gateway, api: M
         shown = changed.json()["upstreams"]["api"]
         assert (shown["queue_size"], shown["when_full"], shown["base_rate_per_minute"]) == (3, "drop-lowest", 30)
         assert [each.status_code for each in await asyncio.gather(*waiting)] == [200] * 3
-    (entry,) = gateway.logged("audit")
+    (entry,) = await gateway.logged("audit")
     assert (entry["operation"], entry["name"]) == ("change_limits", "local (ann, unverified)")
     assert '"30/min"' in entry["detail"] or "30" in entry["detail"]
 
@@ -663,8 +652,9 @@ async def test_logs_have_no_prompts_and_no_keys(gateway: Gateway, api: ModelApi)
     text = gateway.log.read_text() + (await gateway.client.get("/metrics")).text
     assert "secret" not in text
     assert KEY not in text
-    assert {"model", "client", "priority", "waited", "tokens", "outcome"} <= gateway.logged("request")[0].keys()
-    assert gateway.logged("request")[0]["tokens"] == 12
+    first = (await gateway.logged("request"))[0]
+    assert {"model", "client", "priority", "waited", "tokens", "outcome"} <= first.keys()
+    assert first["tokens"] == 12
 
 
 async def test_usage_of_streams_and_compressed_responses(gateway: Gateway, api: ModelApi) -> None:
