@@ -43,14 +43,7 @@ class LocalShell:
         marks = None if self._read_only else CommandMarkers()
         text = build_script(argv, marks, timeout=None, keep_output=True, read_stdin=bool(stdin)) if marks else b""
         try:
-            process = await asyncio.create_subprocess_exec(
-                *(["sh", "-c", text] if marks else argv),
-                stdin=asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                start_new_session=True,
-                env={**(child_environment() if self._environ is None else self._environ), "LC_ALL": "C"},
-            )
+            process = await self._start(["sh", "-c", text] if marks else argv, has_input=bool(stdin))
         except FileNotFoundError:
             return CompletedCommand(NOT_FOUND, "", f"{argv[0]}: not found")
         except (OSError, ValueError) as error:
@@ -83,8 +76,30 @@ class LocalShell:
                 await _end(process)
                 await cancel_and_wait(reading)
             finally:  # also if this is cancelled again
-                # Processes that the command left running would keep the pipes open.
-                process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 - there is no public way
+                _close_pipes(process)
+
+    async def _start(self, argv: Sequence[str | bytes], *, has_input: bool) -> asyncio.subprocess.Process:
+        """Start a process. Raises OSError and ValueError. If this is cancelled, the process has ended afterwards."""
+        starting = asyncio.create_task(
+            asyncio.create_subprocess_exec(
+                *argv,
+                stdin=asyncio.subprocess.PIPE if has_input else asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                start_new_session=True,
+                env={**(child_environment() if self._environ is None else self._environ), "LC_ALL": "C"},
+            )
+        )
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            with contextlib.suppress(OSError, ValueError):
+                process = await starting
+                try:
+                    await _end(process)
+                finally:
+                    _close_pipes(process)
+            raise
 
     async def close(self) -> None:
         """Do nothing: there is no connection."""
@@ -121,6 +136,11 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     finally:
         _kill(process)
     await process.wait()
+
+
+def _close_pipes(process: asyncio.subprocess.Process) -> None:
+    """Close the pipes, which processes that the command left running would keep open."""
+    process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 - there is no public way
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:

@@ -206,7 +206,8 @@ async def test_it_is_healthy_with_1000_slow_clients(program: Server, addresses: 
             assert await until_closed(reader) == b""
     assert await program.value("defib_http_connections ") == 1
     dropped = 'defib_http_connections_dropped_total{reason="%s"}'
-    assert await program.value(dropped % "limit") + await program.value(dropped % "headers") == 1000
+    total = await program.value(dropped % "limit") + await program.value(dropped % "headers")
+    assert 1000 <= total <= 1010  # also connections of the test, whose ends were not noticed yet
     assert len(program.log()) < 50
 
 

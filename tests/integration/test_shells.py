@@ -470,3 +470,17 @@ async def test_a_host_whose_timeout_is_an_old_busybox_s(
         found: dict[str, SectionOutput] = {}
         await read_sections(shell, [PROC_SECTION], timeout=60, on_section=found.__setitem__)
         assert found[PROC_SECTION.name].status == 0
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_command_that_is_cancelled_while_it_starts_has_ended(turns: int) -> None:
+    argv = ["sleep", f"60.{os.getpid()}{turns}"]
+    running = asyncio.create_task(LocalShell(read_only=True).run(argv, timeout=60))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.wait([running])
+    assert running.cancelled()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            assert path.read_bytes() != "\0".join([*argv, ""]).encode()
