@@ -215,7 +215,7 @@ def test_the_install_script_may_run_twice_and_goes_back(base: str, wheels: str, 
     )
     try:
         inside = ["docker", "exec", name]
-        copy = "mkdir /source && cd /checkout && cp -r alerts console defib exporter fleet gateway remediator runtime deploy pyproject.toml README.md requirements*.lock /source/"
+        copy = "mkdir /source && cd /checkout && cp -r alerts console defib exporter fleet gateway grafana remediator runtime deploy pyproject.toml README.md requirements*.lock /source/"
         well(*inside, "sh", "-c", f"{copy} && mkdir -p /etc/systemd/system")
         first = well(*inside, "/source/deploy/install.sh")
         assert "systemctl enable --now" in first
