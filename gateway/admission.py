@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from fleet.inventory.gateway import WhenFull
 from gateway.breaker import Breaker
 from gateway.ledger import Ledger, Record
 from gateway.retreat import Retreat, State
@@ -13,7 +14,6 @@ from gateway.waiting import Waiter, WaitingLine
 from gateway.window import Window
 
 MAX_RETRY_AFTER = 120.0  # seconds after which a refused request may return; openai-python honours no longer ones
-WhenFull = Literal["reject", "drop-lowest", "passthrough"]
 # Why a request was refused: no place in the queue, its place given to a higher priority, too long a wait, a pause that
 # the upstream asks for, or an upstream that fails.
 Reason = Literal["queue_full", "dropped", "timeout", "paused", "unavailable"]

@@ -12,7 +12,7 @@ from aiohttp import web
 from gateway.errors import GatewayError
 from runtime.payloads import decode_json, parse_body
 
-PART = 64 * 1024  # bytes that are sent at once
+PART = 64 * 1024  # bytes that are sent together
 RETRY_AFTER = 1.0  # seconds
 _OBJECT = re.compile(rb"\s*\{")
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")

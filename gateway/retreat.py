@@ -5,26 +5,14 @@ one, so that a bad second cuts once: answers to requests of the time before the 
 """
 
 from collections import deque
-from dataclasses import dataclass
 from typing import Literal
+
+from fleet.inventory.gateway import RetreatSettings
 
 WINDOW = 60.0  # seconds between cuts, and whose answers decide
 MIN_ANSWERS = 20  # from which on the rate may fall to the floor: a few refusals show no share
 State = Literal["steady", "retreating", "floor", "recovering"]
 STATES: tuple[State, ...] = ("steady", "retreating", "floor", "recovering")
-
-
-@dataclass(frozen=True)
-class RetreatRules:
-    """Shares are those of refused answers; rates are per minute."""
-
-    cut_at: float = 0.05
-    factor: float = 0.75
-    floor_at: float = 0.2
-    floor: float = 5.0
-    recover_below: float = 0.02
-    recover_after: float = 120.0
-    step: float = 2.0
 
 
 class _Answers:
@@ -53,7 +41,7 @@ class _Answers:
 class Retreat:
     """The state of one upstream. `base` is its configured rate, `rate` the effective one."""
 
-    def __init__(self, base: float, rules: RetreatRules, now: float) -> None:
+    def __init__(self, base: float, rules: RetreatSettings, now: float) -> None:
         self.base, self.rules = base, rules
         self.rate = base
         self.state: State = "steady"
@@ -95,7 +83,7 @@ class Retreat:
         self._changed_at = now
         return self.state
 
-    def configure(self, base: float, rules: RetreatRules, now: float) -> None:
+    def configure(self, base: float, rules: RetreatSettings, now: float) -> None:
         """Put other settings in force. A rate that was cut stays, unless it exceeds the base rate."""
         if rules.recover_after != self.rules.recover_after:
             self._long = _Answers(rules.recover_after)

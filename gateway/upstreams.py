@@ -16,7 +16,7 @@ from gateway.admission import Admission, Clock, Limits, QueueRules, Timer
 from gateway.ledger import Ledger, SentFile, key_of
 from gateway.metrics import UpstreamState
 from gateway.pools import ConnectionPool, create_tls
-from gateway.retreat import STATES, Retreat, RetreatRules
+from gateway.retreat import STATES, Retreat
 from gateway.routing import Router, UpstreamModels
 from gateway.state import sent_path
 from gateway.usage import Estimator
@@ -116,7 +116,7 @@ class Upstreams:
     def _create(self, name: str, upstream: UpstreamSettings, settings: GatewaySettings) -> Upstream:
         key = key_of(upstream.url.rstrip("/"), upstream.api_key.get_secret_value() if upstream.api_key else "")
         limits = Limits(upstream.tokens, upstream.burst, upstream.concurrency)
-        queue, rules = create_rules(settings.queue), RetreatRules(**dict(settings.retreat))
+        queue, rules = create_rules(settings.queue), settings.retreat
         found = self._learned.get(key)
         if found is not None:
             admission, estimator = found

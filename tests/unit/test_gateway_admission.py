@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.admission import Admission, Applicant, Limits, Permit, QueueRules, RefusedError, WhenFull
+from fleet.inventory.gateway import RetreatSettings, WhenFull
+from gateway.admission import Admission, Applicant, Limits, Permit, QueueRules, RefusedError
 from gateway.breaker import FAILURES, OPEN_FOR
 from gateway.ledger import Ledger, SentFile, key_of
-from gateway.retreat import Retreat, RetreatRules
+from gateway.retreat import Retreat
 from runtime.errors import StartError
 
 URGENT, HIGH, NORMAL, LOW = range(4)
@@ -79,7 +80,7 @@ class Harness:
         self.clock = clock or SimulatedClock()
         self.start = self.clock.now()
         self.rules = QueueRules(size, when_full, (wait, wait, wait, wait if low is None else low), ageing)
-        retreat = Retreat(rate, RetreatRules(), self.clock.now())
+        retreat = Retreat(rate, RetreatSettings(), self.clock.now())
         self.admission = Admission(limits or Limits(), self.rules, retreat, self.clock, ledger or Ledger())
         self.sent: list[tuple[str, float]] = []
         self.refused: dict[str, tuple[str, float]] = {}
@@ -374,7 +375,7 @@ async def test_limits_change_while_requests_wait(made: list[Harness]) -> None:
     for name in ("sent", "waits", "waits too"):
         harness.request(name)
     await settle()
-    harness.admission.retreat.configure(2, RetreatRules(), harness.clock.now())
+    harness.admission.retreat.configure(2, RetreatSettings(), harness.clock.now())
     harness.admission.configure(Limits(), harness.rules)
     await settle()
     assert harness.names() == ["sent", "waits"]

@@ -4,12 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fleet.inventory.gateway import RetreatSettings
 from gateway.breaker import FAILURES, OPEN_FOR, Breaker
-from gateway.retreat import Retreat, RetreatRules
+from gateway.retreat import Retreat
 
 
 def retreat(base: float = 40.0) -> Retreat:
-    return Retreat(base, RetreatRules(), 0.0)
+    return Retreat(base, RetreatSettings(), 0.0)
 
 
 def answer(state: Retreat, now: float, ok: int, refused: int = 0) -> None:
@@ -93,11 +94,11 @@ def test_a_reset_returns_to_the_base_rate() -> None:
 def test_settings_change_while_the_rate_is_cut() -> None:
     state = retreat()
     answer(state, 0.0, 0, 1)
-    state.configure(60.0, RetreatRules(), 1.0)
+    state.configure(60.0, RetreatSettings(), 1.0)
     assert (state.base, state.rate, state.state) == (60.0, 30.0, "retreating")
-    state.configure(20.0, RetreatRules(), 1.0)
+    state.configure(20.0, RetreatSettings(), 1.0)
     assert (state.rate, state.state) == (20.0, "steady")
-    state.configure(50.0, RetreatRules(recover_after=60.0), 1.0)
+    state.configure(50.0, RetreatSettings.model_validate({"recover_after": "60s"}), 1.0)
     assert state.rate == 50.0
     state.restore(12.0, 2.0)
     assert (state.rate, state.state) == (12.0, "recovering")
