@@ -21,6 +21,7 @@ from runtime.access.audit import write_to_log
 from runtime.access.control import AccessControl
 from runtime.access.roles import Role
 from runtime.access.tokens import ConfiguredTokens
+from runtime.connections import CONNECTION_LIMITS, ConnectionLimits
 from runtime.errors import StartError
 from runtime.http_checks import PASSES_BODIES
 from runtime.lifecycle import ListenAddress, Reloader, freeze_garbage_collector, serve
@@ -29,6 +30,8 @@ from runtime.web import create_application
 from runtime.webconfig import WebConfigFile
 
 READY_BELOW = 0.9  # of the queue
+# Requests wait for long, and those of many clients may come through one proxy.
+CONNECTIONS = ConnectionLimits(total=12_288, per_address=4096, share_of_files=0.6)
 log = structlog.get_logger()
 
 
@@ -108,6 +111,7 @@ async def run(
         on_error=lambda _request, error: gateway.metrics.count_refusal(error.status),
     )
     app[PASSES_BODIES] = True
+    app[CONNECTION_LIMITS] = CONNECTIONS
     proxy = Proxy(gateway.upstreams, gateway.clients, gateway.bodies, gateway.metrics, gateway.access)
     api = GatewayApi(gateway.upstreams, gateway.clients, gateway.metrics, gateway.access, reload)
     add_routes(app, api, proxy)

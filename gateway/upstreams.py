@@ -1,6 +1,7 @@
 """The upstreams of the configuration, with what each has learned; a reload keeps that, also when it renames one."""
 
 import asyncio
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import structlog
 
 from fleet.inventory.endpoints import TlsSettings
@@ -15,7 +17,7 @@ from fleet.inventory.gateway import PRIORITIES, GatewaySettings, QueueSettings, 
 from gateway.admission import Admission, Clock, Limits, QueueRules, Timer
 from gateway.ledger import Ledger, SentFile, key_of
 from gateway.metrics import UpstreamState
-from gateway.pools import ConnectionPool, create_tls
+from gateway.pools import CONNECT_TIMEOUT, ConnectionPool, create_tls
 from gateway.retreat import STATES, Retreat
 from gateway.routing import Router, UpstreamModels
 from gateway.state import sent_path
@@ -43,6 +45,11 @@ class Upstream:
     admission: Admission
     estimator: Estimator
     pool: ConnectionPool
+
+    @functools.cached_property
+    def timeout(self) -> aiohttp.ClientTimeout:
+        """For connecting, and for silence; there is none for the whole response."""
+        return aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=self.settings.timeout)
 
     @property
     def provider(self) -> str:

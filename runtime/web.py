@@ -186,8 +186,8 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     except asyncio.CancelledError:
         raise
     except Exception as raised:  # a request is where a task begins
-        if isinstance(raised, ConnectionError) and (request.transport is None or request.transport.is_closing()):
-            raise  # the client has gone
+        if _is_from_closed_connection(request, raised):
+            raise ConnectionResetError("the client has gone") from raised
         if limited_log.admits("request_failed"):
             log.exception("request_failed", method=request.method, path=request.path)
         error = ApiError(500, "internal", "internal error; see the log")
@@ -201,6 +201,12 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await request.app[ERROR_PAGE](request, error)
     body = {"error": {"code": error.code, "message": error.message}}
     return web.json_response(body, status=error.status, headers=error.headers)
+
+
+def _is_from_closed_connection(request: web.Request, error: Exception) -> bool:
+    if request.transport is not None and not request.transport.is_closing():
+        return False
+    return isinstance(error, ConnectionError) or str(error) == "Connection closed."  # as aiohttp's reading raises it
 
 
 def relative_path(request: web.Request, path: str) -> str:
