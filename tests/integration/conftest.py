@@ -24,6 +24,7 @@ from defib.demo.sshd import Sshd
 from defib.demo.stack import reserve_ports
 from fleet.shells.ssh import Login, SshShell
 from tests.integration.loop import Loop
+from tests.integration.model_api import Gateway, ModelApi
 from tests.integration.peers import Transcoder, raw_server, web_server
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -158,3 +159,20 @@ async def small_disk(loop: Loop) -> AsyncIterator[Path]:
     if "remediator" in loop.stack.pids:
         await loop.launcher.kill(loop.stack.pids["remediator"], signal.SIGTERM)
     subprocess.run(["umount", path], check=True)
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[ModelApi]:
+    """A stand-in for a model API."""
+    made = ModelApi()
+    await made.start()
+    yield made
+    await made.stop()
+
+
+@pytest.fixture
+async def gateway(launcher: Launcher, tmp_path: Path, api: ModelApi) -> AsyncIterator[Gateway]:
+    """A gateway before that, to be configured and started."""
+    made = Gateway(launcher, tmp_path, api)
+    yield made
+    await made.close()
