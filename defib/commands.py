@@ -157,11 +157,32 @@ def remediator(options: argparse.Namespace) -> int:
 
 
 def gateway(options: argparse.Namespace) -> int:
+    import os
+
+    from fleet.inventory import sidecar
     from gateway import app
 
-    load = _reader(options, "gateway", strict=True)
+    read = _read_gateway(options)
+    load = partial(sidecar.load_with_variables, read, os.environ)
+    variables = sidecar.list_variables(os.environ)
+    ignored = variables if read().inventory.gateway.upstreams else []
+    level = sidecar.read_variables(os.environ).log_level if variables and not ignored else None
     options.listen = options.listen or load().inventory.gateway.listen
-    return _serve(options, load, app.run)
+    return _serve(options, load, partial(app.run, ignored_variables=ignored), level)
+
+
+def _read_gateway(options: argparse.Namespace) -> "Load":
+    """Return a function that loads the configuration; an empty one if variables may stand for it."""
+    import os
+
+    from fleet.inventory import sidecar
+    from fleet.inventory.documents import has_configuration
+    from fleet.inventory.loading import LoadedInventory
+    from fleet.inventory.model import Inventory
+
+    if sidecar.list_variables(os.environ) and not has_configuration(options.config):
+        return partial(LoadedInventory, Inventory(), frozenset())
+    return _reader(options, "gateway", strict=True)
 
 
 def deadman(options: argparse.Namespace) -> int:
@@ -172,7 +193,9 @@ def deadman(options: argparse.Namespace) -> int:
     return _serve(options, _reader(options, "remediator"), partial(server.run, settings=settings))
 
 
-def _serve(options: argparse.Namespace, load: "Load", server: "Server") -> int:
+def _serve(options: argparse.Namespace, load: "Load", server: "Server", level: int | None = None) -> int:
+    import logging
+
     from runtime import logs, webconfig
     from runtime.lifecycle import ListenAddress, disable_core_dumps, raise_file_limit
     from runtime.redaction import Redactor
@@ -180,7 +203,7 @@ def _serve(options: argparse.Namespace, load: "Load", server: "Server") -> int:
     disable_core_dumps()
     redact = Redactor()
     raise_file_limit()
-    logs.configure(redact)
+    logs.configure(redact, level=logging.INFO if level is None else level)
     web = webconfig.WebConfigFile(options.web_config)
     # Before the server handles SIGHUP, a reload would end the process; the configuration is being loaded anyway.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

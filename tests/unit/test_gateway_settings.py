@@ -68,8 +68,8 @@ def test_only_the_gateway_reads_its_secrets(tmp_path: Path) -> None:
 
 def test_waits_of_each_priority(tmp_path: Path) -> None:
     for text, waits in (
-        ("{}", (60, 60, 60, 2)), ("{max_wait: 30s}", (30, 30, 30, 2)), ("{low_timeout: 5s}", (60, 60, 60, 5)),
-        ("{max_wait: {urgent: 2m, low: 10s}}", (120, 60, 60, 10)),
+        ("{}", (120, 120, 120, 2)), ("{max_wait: 30s}", (30, 30, 30, 2)), ("{low_timeout: 5s}", (120, 120, 120, 5)),
+        ("{max_wait: {urgent: 3m, low: 10s}}", (180, 120, 120, 10)),
     ):  # fmt: skip
         queue = loaded(write(tmp_path, a=f"gateway: {{queue: {text}}}")).inventory.gateway.queue
         assert tuple(queue.waits.values()) == waits
