@@ -217,7 +217,7 @@ def _add_server_commands(added: _Commands) -> None:
     _add_server_options(added.add("gateway", commands.gateway, description), None)
     description = "watch a remediator: notify when its pings stop and return, and of what Alertmanager sends to /alerts"
     deadman = added.add("deadman", commands.deadman, description)
-    _add_server_options(deadman, "0.0.0.0:9191")
+    _add_server_options(deadman, "0.0.0.0:9192")
     help_ = "notify this channel (may be repeated; default: those that are notified of RemediatorDown)"
     channel = deadman.add_argument("--channel", action="append", default=[], metavar="NAME", help=help_)
     _complete_from_inventory(channel, "channels")

@@ -23,7 +23,7 @@ JOBS = ("defib-exporter", "defib-remediator")
 RECORDED = ("service:up:max", "host:up:max", "ALERTS")  # examples of series that alerts and dashboards use
 WEBHOOK = "/webhook/alertmanager"
 # Where the watcher is: its webhook, and its addresses as shipped, with systemd and with docker compose.
-WATCHER_PATH, WATCHERS = "/alerts", ("http://127.0.0.1:9191", "http://deadman:9191")
+WATCHER_PATH, WATCHERS = "/alerts", ("http://127.0.0.1:9192", "http://deadman:9192")
 
 
 async def check_prometheus(inventory: Inventory) -> Sequence[Finding]:

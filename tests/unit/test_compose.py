@@ -118,7 +118,7 @@ def test_the_watcher_runs_as_the_remediator_and_is_published_nowhere() -> None:
     assert f" {kept} " in (ROOT / "Dockerfile").read_text()  # a volume gets the mode of this folder
     alertmanager = yaml.safe_load((ROOT / "alerts" / "alertmanager.yml").read_text())
     (fallback,) = (each for each in alertmanager["receivers"] if each["name"] == "fallback")
-    assert fallback["webhook_configs"][0]["url"] == "http://deadman:9191/alerts"
+    assert fallback["webhook_configs"][0]["url"] == "http://deadman:9192/alerts"
     assert {"watcher", "record"} <= set(COMPOSE["volumes"])
 
 
