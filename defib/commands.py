@@ -88,7 +88,12 @@ def _load_client(options: argparse.Namespace, *programs: "Program", warn: bool =
         return _reader(options, "client", *programs)()
     except ConfigurationError:
         directory = find_directory(options.config)
-        for sections in (("remediator", "notify", "exporter"), ("remediator", "notify"), ("remediator",)):
+        for sections in (
+            ("remediator", "notify", "exporter", "gateway"),
+            ("remediator", "notify", "exporter"),
+            ("remediator", "notify"),
+            ("remediator",),
+        ):
             with contextlib.suppress(ConfigurationError):
                 loaded = load_sections(directory, KINDS, sections, programs=("client", *programs))
                 if warn:
@@ -484,7 +489,8 @@ def backup(options: argparse.Namespace) -> int:
     keep = None if options.keep is None else _parse_duration("--keep", options.keep)
     directory, program = find_directory(options.config), options.program
     written = backups.back_up(backups.Sources.of(_load_databases(options), directory, program), options.to, keep)
-    record, heartbeats, configuration = written.record, written.heartbeats, written.configuration
+    record, heartbeats, state = written.record, written.heartbeats, written.state
+    configuration = written.configuration
     if options.as_json:
         print_json(
             {
@@ -494,6 +500,7 @@ def backup(options: argparse.Namespace) -> int:
                 "heartbeats": heartbeats and {
                     "path": str(heartbeats.path), "heartbeats": heartbeats.heartbeats, "bytes": heartbeats.size,
                 },
+                "gateway": state and {"path": str(state.path), "clients": state.clients, "bytes": state.size},
                 "configuration": configuration and {
                     "path": str(configuration.path), "files": configuration.files, "bytes": configuration.size,
                     "missing": list(configuration.missing),
@@ -507,6 +514,8 @@ def backup(options: argparse.Namespace) -> int:
         if heartbeats is not None:
             count = format_count(heartbeats.heartbeats, "heartbeat")
             print_text(f"{heartbeats.path}: {count}, {heartbeats.size} bytes")
+        if state is not None:
+            print_text(f"{state.path}: {format_count(state.clients, 'client')}, {state.size} bytes")
         if configuration is not None:
             files = format_count(configuration.files, "file")
             print_text(f"{configuration.path}: {files}, {configuration.size} bytes")
@@ -520,11 +529,14 @@ def backup(options: argparse.Namespace) -> int:
 def restore(options: argparse.Namespace) -> int:
     from defib.output import format_count, print_json, print_text
     from exporter.heartbeats.backup import is_database
+    from gateway.backup import is_state
     from remediator.record import backup
 
     inventory = _load_databases(options)
     if is_database(options.source):
         return _restore_heartbeats(inventory, options)
+    if is_state(options.source):
+        return _restore_state(inventory, options)
     restored, previous = backup.restore(inventory.remediator.database, options.source)
     if options.as_json:
         moved = str(previous) if previous else None
@@ -560,10 +572,27 @@ def _restore_heartbeats(inventory: "Inventory", options: argparse.Namespace) -> 
     return 0
 
 
+def _restore_state(inventory: "Inventory", options: argparse.Namespace) -> int:
+    from defib.output import format_count, print_json, print_text
+    from gateway import backup
+
+    if inventory.gateway.state_file is None:
+        raise DefibError("gateway.state_file is not set: set it to where the state belongs")
+    restored = backup.restore(inventory.gateway.state_file, options.source)
+    written, previous = restored.backup, restored.previous
+    if options.as_json:
+        moved = str(previous) if previous else None
+        print_json({"path": str(written.path), "clients": written.clients, "previous": moved})
+    else:
+        moved_to = f"; the previous state is now {previous}" if previous else ""
+        print_text(f"{written.path}: {format_count(written.clients, 'client')}{moved_to}")
+    return 0
+
+
 def _load_databases(options: argparse.Namespace) -> "Inventory":
-    """Load the settings of both databases, also while other parts have errors. Raises ConfigurationError."""
-    loaded = _load_client(options, "exporter")
-    loaded.require_resolved("remediator.database", "exporter.heartbeats.database")
+    """Load where the programs store data, also while other parts have errors. Raises ConfigurationError."""
+    loaded = _load_client(options, "exporter", "gateway")
+    loaded.require_resolved("remediator.database", "exporter.heartbeats.database", "gateway.state_file")
     return loaded.inventory
 
 
