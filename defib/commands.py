@@ -470,7 +470,7 @@ def completion(options: argparse.Namespace) -> int:
 def doctor(options: argparse.Namespace) -> int:
     from defib import doctor
 
-    programs: list[Program] = [options.program] if options.program else ["exporter", "remediator"]
+    programs: list[Program] = [options.program] if options.program else ["exporter", "remediator", "gateway"]
 
     def load() -> "LoadedInventory":
         # Checks of single hosts do not need the secrets of the others, of channels and of servers.
