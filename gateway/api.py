@@ -1,17 +1,15 @@
-"""The gateway's own HTTP API: its state, its limits, metrics, reload."""
+"""The gateway's own HTTP API: its state, its limits, reload."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
-from prometheus_client import generate_latest
 from pydantic import Field
 
 from fleet.inventory.gateway import PRIORITIES, Rate, WhenFull
 from gateway.clients import Clients
-from gateway.metrics import GatewayMetrics
-from gateway.proxy import PREFIX, Proxy
+from gateway.proxy import PATH, Proxy
 from gateway.upstreams import Upstream, Upstreams
 from runtime.access.audit import AuditEntry, Outcome
 from runtime.access.control import AccessControl, get_identity
@@ -19,8 +17,6 @@ from runtime.access.roles import AccessRequirement
 from runtime.errors import ApiError, DefibError
 from runtime.request_bodies import RequestBody, parse_request
 from runtime.web import add_route
-
-TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class UpstreamLimits(RequestBody):
@@ -42,15 +38,11 @@ class GatewayApi:
         self,
         upstreams: Upstreams,
         clients: Clients,
-        metrics: GatewayMetrics,
         access: AccessControl,
         reload: Callable[[], Awaitable[None]],
     ) -> None:
-        self._upstreams, self._clients, self._metrics, self._access = upstreams, clients, metrics, access
+        self._upstreams, self._clients, self._access = upstreams, clients, access
         self._reload = reload
-
-    async def show_metrics(self, _request: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(self._metrics.registry), headers={"Content-Type": TEXT})
 
     async def show_status(self, _request: web.Request) -> web.Response:
         return web.json_response(self._describe())
@@ -154,9 +146,9 @@ def _describe_upstream(upstream: Upstream) -> dict[str, Any]:
 
 
 def add_routes(app: web.Application, api: GatewayApi, proxy: Proxy) -> None:
-    add_route(app, "*", f"{PREFIX}/{{path:.*}}", proxy.answer, AccessRequirement.UNCHECKED)  # but a client's token
-    add_route(app, "GET", "/metrics", api.show_metrics, AccessRequirement.SCRAPE)
-    add_route(app, "GET", "/api/v1/status", api.show_status, AccessRequirement.VIEWER)
+    add_route(app, "*", PATH, proxy.answer, AccessRequirement.UNCHECKED)  # but a client's token
+    for path in ("/api/v1/status", "/status"):
+        add_route(app, "GET", path, api.show_status, AccessRequirement.VIEWER)
     add_route(app, "PUT", "/api/v1/limits", api.set_limits, AccessRequirement.ADMIN)
     add_route(app, "POST", "/api/v1/upstreams/{name}/reset", api.reset, AccessRequirement.ADMIN)
     add_route(app, "POST", "/-/reload", api.reload, AccessRequirement.ADMIN)

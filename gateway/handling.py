@@ -27,7 +27,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Task:
-    """What a client wants: the request, its body, the path below the upstream's base, and its priority."""
+    """What a client wants: the request, its body, its path with the query, and its priority."""
 
     request: web.Request
     client: Client
@@ -88,7 +88,7 @@ class Handling:
         headers = request_headers(request.headers, upstream.api_key)
         if content or "Content-Length" in request.headers:
             headers["Content-Length"] = str(len(content))
-        return Call(request.method, URL(f"{upstream.base}{self._task.path}", encoded=True), headers, content)
+        return Call(request.method, URL(upstream.url_of(self._task.path), encoded=True), headers, content)
 
     def _apply(self, upstream: Upstream, *, has_fallback: bool) -> Applicant:
         client, body = self._task.client, self._task.body

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import structlog
@@ -19,7 +20,7 @@ from gateway.ledger import Ledger, SentFile, key_of
 from gateway.metrics import UpstreamState
 from gateway.pools import CONNECT_TIMEOUT, ConnectionPool, create_tls
 from gateway.retreat import STATES, Retreat
-from gateway.routing import Router, UpstreamModels
+from gateway.routing import PREFIX, Router, UpstreamModels, is_versioned
 from gateway.state import sent_path
 from gateway.usage import Estimator
 
@@ -58,6 +59,16 @@ class Upstream:
     @property
     def base(self) -> str:
         return self.settings.url.rstrip("/")
+
+    def has_path(self, path: str) -> bool:
+        """Whether requests with a path of the gateway can be sent: outside `/v1`, if the URL ends in `/v1`."""
+        return is_versioned(path) or urlsplit(self.base).path.endswith(PREFIX)
+
+    def url_of(self, path: str) -> str:
+        """Return the URL of a path of the gateway that the upstream has."""
+        if is_versioned(path):
+            return self.base + path.removeprefix(PREFIX)
+        return self.base.removesuffix(PREFIX) + path
 
     @property
     def api_key(self) -> str | None:

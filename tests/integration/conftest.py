@@ -47,6 +47,23 @@ async def shell(host: Sshd) -> AsyncIterator[SshShell]:
 
 
 @pytest.fixture
+async def api() -> AsyncIterator[ModelApi]:
+    """A stand-in for a model API."""
+    made = ModelApi()
+    await made.start()
+    yield made
+    await made.stop()
+
+
+@pytest.fixture
+async def gateway(launcher: Launcher, tmp_path: Path, api: ModelApi) -> AsyncIterator[Gateway]:
+    """A gateway before `api`, which a test configures and starts."""
+    made = Gateway(launcher, tmp_path, api)
+    yield made
+    await made.close()
+
+
+@pytest.fixture
 async def serve() -> AsyncIterator[Serve]:
     """Start servers made of one function; returns their port."""
     async with AsyncExitStack() as stack:
@@ -159,20 +176,3 @@ async def small_disk(loop: Loop) -> AsyncIterator[Path]:
     if "remediator" in loop.stack.pids:
         await loop.launcher.kill(loop.stack.pids["remediator"], signal.SIGTERM)
     subprocess.run(["umount", path], check=True)
-
-
-@pytest.fixture
-async def api() -> AsyncIterator[ModelApi]:
-    """A stand-in for a model API."""
-    made = ModelApi()
-    await made.start()
-    yield made
-    await made.stop()
-
-
-@pytest.fixture
-async def gateway(launcher: Launcher, tmp_path: Path, api: ModelApi) -> AsyncIterator[Gateway]:
-    """A gateway before that, to be configured and started."""
-    made = Gateway(launcher, tmp_path, api)
-    yield made
-    await made.close()
