@@ -10,6 +10,7 @@ from fleet.inventory.gateway import WhenFull
 from gateway.breaker import Breaker
 from gateway.ledger import Ledger, Record
 from gateway.retreat import Retreat, State
+from gateway.shared import Credit, Demand, SharedWindow
 from gateway.waiting import Waiter, WaitingLine
 from gateway.window import Window
 
@@ -78,9 +79,21 @@ class _Pending:
 
 
 class Admission:
-    """Admits requests to one upstream. `ledger` remembers for a later process what was sent."""
+    """Admits requests to one upstream.
 
-    def __init__(self, limits: Limits, queue: QueueRules, retreat: Retreat, clock: Clock, ledger: Ledger) -> None:
+    `ledger` remembers for a later process what was sent. `create_shared` returns the window in which several gateways
+    count together; its argument is called when that may allow a request.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        queue: QueueRules,
+        retreat: Retreat,
+        clock: Clock,
+        ledger: Ledger,
+        create_shared: Callable[[Callable[[], None]], SharedWindow] | None = None,
+    ) -> None:
         self.limits, self.queue, self.retreat = limits, queue, retreat
         self.breaker = Breaker()
         self.clock, self._ledger = clock, ledger
@@ -89,6 +102,7 @@ class Admission:
         self.paused_until = float("-inf")
         self._line: WaitingLine[_Pending] = WaitingLine(len(queue.waits), queue.ageing)
         self._timer: Timer | None = None
+        self._shared = create_shared(self.wake) if create_shared is not None else None
         for record in ledger.take_earlier():
             self.requests.add_sent(1, record.at)
             self.tokens.add_sent(record.tokens, record.at)
@@ -162,15 +176,21 @@ class Admission:
 
     def _next_time(self, applicant: Applicant, now: float) -> float:
         """Return from when on a request may be sent; infinity if that depends on others in flight."""
-        limits, rate = self.limits, float(math.floor(self.retreat.rate))
+        limits, rate, tokens = self.limits, float(math.floor(self.retreat.rate)), self.limits.tokens
         if limits.concurrency is not None and self.in_flight >= limits.concurrency:
             return float("inf")
+        if self._shared is not None:
+            rate = self._shared.reduce(rate)
+            tokens = None if tokens is None else self._shared.reduce(tokens)
         times = [self.paused_until, self.breaker.next_time(now), self.requests.next_time(1, rate, now)]
         if limits.burst is not None:
             times.append(self.requests.next_in_burst(limits.burst, rate, now))
-        if limits.tokens is not None:
-            times.append(self.tokens.next_time(applicant.tokens, limits.tokens, now))
-        return max(times)
+        if tokens is not None:
+            times.append(self.tokens.next_time(applicant.tokens, tokens, now))
+        at = max(times)
+        if at <= now and self._shared is not None:
+            return self._shared.next_time(Demand(applicant.tokens, rate, tokens), now)
+        return at
 
     def _dispatch(self) -> None:
         """Admit those whose turn it is, and return at the time of the next one."""
@@ -188,12 +208,15 @@ class Admission:
             self._line.take(waiter, applicant.share, now)
             if not waiter.item.permit.done():  # else it is being cancelled
                 waiter.item.permit.set_result(self._grant(applicant, now - waiter.arrived_at))
+        if self._shared is not None:
+            self._shared.release()
 
     def _grant(self, applicant: Applicant, waited: float, *, passthrough: bool = False) -> "Permit":
         self.in_flight += 1
         numbers = self.requests.reserve(1), self.tokens.reserve(applicant.tokens)
         record = self._ledger.begin(applicant.tokens)
-        return Permit(self, numbers, record, waited, trial=self.breaker.begin(), passthrough=passthrough)
+        credit = self._shared.take(applicant.tokens) if self._shared is not None else None
+        return Permit(self, numbers, record, credit, waited, trial=self.breaker.begin(), passthrough=passthrough)
 
     def pause(self, seconds: float) -> None:
         """Send nothing for a time, and refuse those that would wait in vain."""
@@ -227,6 +250,11 @@ class Admission:
         self.breaker.succeed()
         self._dispatch()
 
+    def close(self) -> None:
+        """Note that the upstream is not configured any more."""
+        if self._shared is not None:
+            self._shared.close()
+
     def wake(self) -> None:
         """Admit those who wait for what has just changed."""
         self._dispatch()
@@ -240,12 +268,13 @@ class Permit:
         admission: Admission,
         numbers: tuple[int, int],
         record: Record,
+        credit: Credit | None,
         waited: float,
         *,
         trial: bool,
         passthrough: bool,
     ) -> None:
-        self._admission, self._numbers, self._record = admission, numbers, record
+        self._admission, self._numbers, self._record, self._credit = admission, numbers, record, credit
         self.waited, self.passthrough = waited, passthrough
         self._trial = trial
         self._has_begun = self._is_sent = self._is_judged = self._is_closed = False
@@ -261,6 +290,8 @@ class Permit:
             self._admission.requests.mark_sent(self._numbers[0], now)
             self._admission.tokens.mark_sent(self._numbers[1], now)
             self._record.mark_sent(now)
+            if self._credit is not None:
+                self._credit.mark_sent(now)
             self._has_begun = self._is_sent = True
             self._admission.wake()
 
@@ -283,6 +314,8 @@ class Permit:
     def correct_tokens(self, tokens: float) -> None:
         """Replace the estimate by what the upstream has counted."""
         self._admission.tokens.correct(self._numbers[1], tokens)
+        if self._credit is not None:
+            self._credit.correct(tokens)
         self._admission.wake()
 
     def close(self) -> None:
@@ -296,6 +329,8 @@ class Permit:
             for window, number in zip((self._admission.requests, self._admission.tokens), self._numbers, strict=True):
                 window.cancel(number)
             self._record.cancel()
+            if self._credit is not None:
+                self._credit.cancel()
         if not self._is_judged:
             self._admission.breaker.abandon(trial=self._trial)
         self._admission.in_flight -= 1

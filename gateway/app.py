@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from gateway.clients import Clients
 from gateway.health import add_health_routes, is_ready, listen_for_scrapes
 from gateway.metrics import GatewayMetrics
 from gateway.proxy import Proxy
+from gateway.shared import SharedLimits
 from gateway.upstreams import LoopClock, Upstreams, open_sent_file
 from runtime.access.audit import write_to_log
 from runtime.access.control import AccessControl
@@ -41,22 +43,29 @@ class Gateway:
 
     def __init__(self, redact: Redactor, web_config: WebConfigFile) -> None:
         self._redact = redact
-        self.metrics = GatewayMetrics(lambda: [each.describe() for each in self.upstreams])
+        self.metrics = GatewayMetrics(
+            lambda: [each.describe() for each in self.upstreams],
+            lambda: None if self.shared is None else self.shared.is_available,
+        )
         self.access = AccessControl(
             lambda: web_config.users, ConfiguredTokens(redact.add), write_audit=write_to_log, now=time.monotonic
         )
         self.clients = Clients(time.time)
         self.bodies = BodyMemory(0)
         self.upstreams = Upstreams(LoopClock(), None)
+        self.shared: SharedLimits | None = None
 
     async def restore(self, settings: GatewaySettings) -> None:
         """Continue where an earlier process has stopped. Raises StartError."""
+        if settings.shared is not None:
+            self.shared = SharedLimits(settings.shared, f"{socket.gethostname()} {settings.listen}", time.monotonic)
         if settings.state_file is None:
             log.warning("state_not_kept", effect="after a restart, the rate may be exceeded for a minute")
+            self.upstreams = Upstreams(LoopClock(), None, shared=self.shared)
             return
         sent = await asyncio.to_thread(open_sent_file, settings.state_file)
         stored = await asyncio.to_thread(state.load, settings.state_file)
-        self.upstreams = Upstreams(LoopClock(), sent, stored.get("rates"))
+        self.upstreams = Upstreams(LoopClock(), sent, stored.get("rates"), self.shared)
         if "budgets" in stored:
             self.clients.restore(stored["budgets"])
 
@@ -138,7 +147,7 @@ async def run(
             listen,
             gateway.metrics,
             web_config=web_config,
-            tasks=[gateway.access.run, writer.run],
+            tasks=[gateway.access.run, writer.run, *([gateway.shared.run] if gateway.shared is not None else [])],
             reload=reload,
             drain=proxy.drain,
             ends_with_client=True,

@@ -48,9 +48,16 @@ class UpstreamState:
 
 
 class GatewayMetrics(ProgramMetrics):
-    """`list_states` returns the present states of the upstreams."""
+    """`list_states` returns the present states of the upstreams; `is_shared` whether several gateways count together.
 
-    def __init__(self, list_states: Callable[[], Iterable[UpstreamState]] = tuple) -> None:
+    `is_shared` returns None if they need not.
+    """
+
+    def __init__(
+        self,
+        list_states: Callable[[], Iterable[UpstreamState]] = tuple,
+        is_shared: Callable[[], bool | None] = lambda: None,
+    ) -> None:
         super().__init__()
         registry = self.registry
         self.requests = Counter(
@@ -96,6 +103,7 @@ class GatewayMetrics(ProgramMetrics):
             registry=registry,
         )
         registry.register(_States(list_states))
+        registry.register(_SharedLimits(is_shared))
 
     def count_request(self, provider: str, client: str, priority: str, outcome: Outcome) -> None:
         self.requests.labels(provider, client, priority, outcome).inc()
@@ -118,6 +126,20 @@ class _States(Collector):
         for state in self._list_states():
             by_provider.setdefault(state.provider, UpstreamState(state.provider)).add(state)
         yield from _render(list(by_provider.values()))
+
+
+class _SharedLimits(Collector):
+    def __init__(self, is_shared: Callable[[], bool | None]) -> None:
+        self._is_shared = is_shared
+
+    def collect(self) -> Iterator[Metric]:
+        available = self._is_shared()
+        family = GaugeMetricFamily(
+            "gateway_shared_limits_available", "1 while several gateways count together in Redis."
+        )
+        if available is not None:
+            family.add_metric([], float(available))
+        yield family
 
 
 def _render(states: list[UpstreamState]) -> Iterator[Metric]:

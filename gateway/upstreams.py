@@ -21,6 +21,7 @@ from gateway.metrics import UpstreamState
 from gateway.pools import CONNECT_TIMEOUT, ConnectionPool, create_tls
 from gateway.retreat import STATES, Retreat
 from gateway.routing import PREFIX, Router, UpstreamModels, is_versioned
+from gateway.shared import SharedLimits
 from gateway.state import sent_path
 from gateway.usage import Estimator
 
@@ -97,8 +98,10 @@ class Upstream:
 class Upstreams:
     """The upstreams in force. `restored` has the learned rates by key, as `dump` returned them before a restart."""
 
-    def __init__(self, clock: Clock, sent: SentFile | None, restored: Any = None) -> None:
-        self._clock, self._sent = clock, sent
+    def __init__(
+        self, clock: Clock, sent: SentFile | None, restored: Any = None, shared: SharedLimits | None = None
+    ) -> None:
+        self._clock, self._sent, self._shared = clock, sent, shared
         self._restored = restored if isinstance(restored, dict) else {}
         self._by_name: dict[str, Upstream] = {}
         self._learned: dict[bytes, tuple[Admission, Estimator]] = {}
@@ -120,7 +123,10 @@ class Upstreams:
         contexts = {tls: await asyncio.to_thread(create_tls, tls) for tls in used - self._pools.keys()}
         self._pools |= {tls: ConnectionPool(context) for tls, context in contexts.items()}
         self._by_name = {name: self._create(name, each, settings) for name, each in settings.upstreams.items()}
-        self._learned = {each.key: (each.admission, each.estimator) for each in self}
+        learned = {each.key: (each.admission, each.estimator) for each in self}
+        for key in self._learned.keys() - learned.keys():
+            self._learned[key][0].close()
+        self._learned = learned
         self.router = Router(
             {
                 name: UpstreamModels(each.match, each.aliases, each.fallback)
@@ -143,7 +149,8 @@ class Upstreams:
         else:
             retreat, estimator = Retreat(upstream.rate, rules, self._clock.now()), Estimator()
             self._restore(retreat, key)
-            admission = Admission(limits, queue, retreat, self._clock, Ledger(self._sent, key))
+            shared = functools.partial(self._shared.create_window, key) if self._shared is not None else None
+            admission = Admission(limits, queue, retreat, self._clock, Ledger(self._sent, key), shared)
         return Upstream(name, upstream, admission, estimator, self._pools[upstream.tls])
 
     def _restore(self, retreat: Retreat, key: bytes) -> None:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -17,7 +18,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from fleet.inventory.endpoints import ConfigModel, Endpoint, OwnToken, RelativePath, TlsSettings, Url
+from fleet.inventory.endpoints import ConfigModel, Endpoint, OwnToken, RelativePath, TlsSettings, Token, Url
 from fleet.inventory.heartbeats import check_listen
 from fleet.inventory.units import (
     DURATION_SCHEMA,
@@ -33,6 +34,7 @@ PRIORITIES: tuple[Priority, ...] = ("urgent", "high", "normal", "low")  # the mo
 WhenFull = Literal["reject", "drop-lowest", "passthrough"]
 _PER_MINUTE = {"s": 60.0, "min": 1.0, "h": 1 / 60}
 _RATE = re.compile(r"(\d+(?:\.\d+)?)/(s|min|h)")
+_REDIS = re.compile(r"rediss?://(?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?(?:/\d{0,4})?", re.ASCII)
 _MIN_RATE, _MAX_RATE = 1.0, 1e9  # a minute
 
 
@@ -56,6 +58,16 @@ def _check_name(text: str) -> str:
     if not text.isprintable() or not text.strip():
         raise ValueError(f"{format_value(text)} is not the name of a model: it must be printable, and not empty")
     return text
+
+
+def _check_redis_url(url: str) -> str:
+    if "@" in url:
+        raise ValueError("must not contain credentials; use `username` and `password`")
+    if _REDIS.fullmatch(url) is None or urlsplit(url).port == 0:  # ValueError if the port is too large
+        raise ValueError(
+            "must be the address of a Redis server, such as redis://10.0.0.5:6379/0, or rediss:// with TLS"
+        )
+    return url
 
 
 Rate = Annotated[
@@ -164,6 +176,15 @@ class ClientSettings(ConfigModel):
     budget: Budget = Budget()
 
 
+class SharedSettings(ConfigModel):
+    """A Redis server in which several gateways together count what they send."""
+
+    redis: Annotated[str, AfterValidator(_check_redis_url)]
+    username: str | None = None
+    password: Token | None = None
+    gateways: int = Field(ge=2, le=100)
+
+
 class GatewaySettings(ConfigModel):
     listen: Annotated[str, AfterValidator(check_listen)] = "127.0.0.1:9190"
     metrics_listen: Annotated[str, AfterValidator(check_listen)] | None = None  # for metrics and health alone
@@ -175,6 +196,7 @@ class GatewaySettings(ConfigModel):
     retreat: RetreatSettings = RetreatSettings()
     clients: dict[Identifier, ClientSettings] = Field(default_factory=dict)
     state_file: RelativePath | None = None
+    shared: SharedSettings | None = None
     max_body: Size = 64 * 2**20
 
     @model_validator(mode="after")
@@ -187,6 +209,13 @@ class GatewaySettings(ConfigModel):
                 other = owners.setdefault(token.get_secret_value(), name)
                 if other != name:
                     raise ValueError(f"{name}: must differ from {other}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_queue(self) -> "GatewaySettings":
+        """Check that requests can wait for the answer of Redis."""
+        if self.shared is not None and self.queue.size == 0:
+            raise ValueError("queue.size: must be at least 1 with `shared`")
         return self
 
     @model_validator(mode="after")

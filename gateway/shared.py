@@ -1,0 +1,365 @@
+"""What several gateways together send with one key, counted in Redis.
+
+A script of Redis decides whether one more request fits into the window, by Redis' own clock: the requests of all
+gateways are members of a sorted set, by the time when they were sent. A request is added before it is sent, and counts
+as if it were sent at the end of `RESERVED`, until its gateway says when that was.
+
+While Redis is away, each gateway keeps to its own part of the rate. It begins to use that when the window has passed
+since it last reached Redis: what the others have sent until then is not known.
+"""
+
+import asyncio
+import functools
+import itertools
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import structlog
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from fleet.inventory.gateway import SharedSettings
+from gateway.window import MARGIN, SPAN
+
+LENGTH = int(1000 * (SPAN + MARGIN))  # milliseconds
+RESERVED = 60_000  # milliseconds
+CREDIT_KEPT = 10.0  # seconds for which a permission may stay unused
+TIMEOUT = 1.0  # seconds for an answer
+CHECK_EVERY = 1.0
+ASK_AGAIN = 1.0  # at the latest: others may have returned what they had reserved
+KEPT_IN_REDIS = 600_000  # milliseconds
+log = structlog.get_logger()
+
+_COMMON = """
+local sent, amounts, state = KEYS[1], KEYS[2], KEYS[3]
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local function forget(member)
+  local tokens = redis.call('HGET', amounts, member)
+  if redis.call('ZREM', sent, member) == 1 and tokens then redis.call('HINCRBYFLOAT', state, 'tokens', -tokens) end
+  redis.call('HDEL', amounts, member)
+end
+local function remember(member, at, tokens)
+  if redis.call('ZADD', sent, 'NX', at, member) == 1 then
+    redis.call('HSET', amounts, member, tokens)
+    redis.call('HINCRBYFLOAT', state, 'tokens', tokens)
+  end
+end
+local function keep(milliseconds)
+  for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, milliseconds) end
+end
+"""
+# ARGV: the gateway, how many there are, the window, how long all is kept; member, age (-1: not sent), tokens of each
+# request that this gateway has sent. Where nothing is known of an upstream, nothing is sent before all gateways have
+# said what they had sent, or the window has passed.
+_JOIN = """
+local length = tonumber(ARGV[3])
+if redis.call('HEXISTS', state, 'ready_at') == 0 then
+  redis.call('DEL', sent, amounts, state)
+  redis.call('HSET', state, 'ready_at', now + length, 'tokens', 0, 'joined', 0)
+end
+if redis.call('HSETNX', state, 'gateway ' .. ARGV[1], 1) == 1 then redis.call('HINCRBY', state, 'joined', 1) end
+if tonumber(redis.call('HGET', state, 'joined')) >= tonumber(ARGV[2]) then redis.call('HSET', state, 'ready_at', 0) end
+for index = 5, #ARGV, 3 do
+  local age = tonumber(ARGV[index + 1])
+  remember(ARGV[index], age < 0 and now + tonumber(ARGV[4]) or now - age, ARGV[index + 2])
+end
+"""
+# ARGV: member, tokens, limit of requests, limit of tokens (-1: none), window, time for which it is reserved.
+# Returns -1 if nothing is known of the upstream, 0 if the request may be sent, or else the milliseconds to wait.
+_TAKE = """
+if redis.call('HEXISTS', state, 'ready_at') == 0 then return -1 end
+local ready_at = tonumber(redis.call('HGET', state, 'ready_at'))
+if now < ready_at then return ready_at - now end
+local member, tokens, length = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[5])
+local limit, most = math.max(tonumber(ARGV[3]), 1), tonumber(ARGV[4])
+for _, old in ipairs(redis.call('ZRANGEBYSCORE', sent, '-inf', now - length)) do forget(old) end
+local count, wait = redis.call('ZCARD', sent), 0
+if count == 0 then redis.call('HSET', state, 'tokens', 0) end
+local function wait_for(index)
+  local found = redis.call('ZRANGE', sent, index, index, 'WITHSCORES')
+  wait = math.max(wait, 1, found[2] + length - now)
+end
+if count + 1 > limit then wait_for(count - limit) end
+local excess = most < 0 and 0 or tonumber(redis.call('HGET', state, 'tokens')) + tokens - math.max(most, tokens)
+if excess > 0.001 then
+  local members = redis.call('ZRANGE', sent, 0, -1)
+  for index, each in ipairs(members) do
+    excess = excess - (redis.call('HGET', amounts, each) or 0)
+    if excess <= 0.001 or index == #members then wait_for(index - 1) break end
+  end
+end
+if wait > 0 then return math.ceil(wait) end
+remember(member, now + tonumber(ARGV[6]), tokens)
+return 0
+"""
+# ARGV: member, time for which it is reserved, tokens. It is sent whether it fits or not.
+_ADD = "remember(ARGV[1], now + tonumber(ARGV[2]), ARGV[3])"
+# ARGV: member, its age.
+_MARK = "redis.call('ZADD', sent, 'XX', now - tonumber(ARGV[2]), ARGV[1])"
+_CANCEL = "forget(ARGV[1])"
+# ARGV: member, tokens.
+_CORRECT = """
+local before = redis.call('HGET', amounts, ARGV[1])
+if before then
+  redis.call('HSET', amounts, ARGV[1], ARGV[2])
+  redis.call('HINCRBYFLOAT', state, 'tokens', ARGV[2] - before)
+end
+"""
+# ARGV: how long all is kept. Returns 0 if nothing is known of the upstream.
+_KEEP = "keep(ARGV[1]) return redis.call('HEXISTS', state, 'ready_at')"
+_NAMES = ("join", "take", "add", "mark", "cancel", "correct", "keep")
+_SCRIPTS = dict(zip(_NAMES, (_JOIN, _TAKE, _ADD, _MARK, _CANCEL, _CORRECT, _KEEP), strict=True))
+
+
+class _LostError(Exception):
+    """Redis has lost what it knew of an upstream."""
+
+
+@dataclass(frozen=True)
+class Demand:
+    """A request that is to be sent, and what the upstream allows in a window."""
+
+    tokens: float
+    requests_limit: float
+    tokens_limit: float | None
+
+
+class Credit:
+    """A request that this gateway may send, or has sent, in a window of all gateways."""
+
+    def __init__(self, window: "SharedWindow", member: str, tokens: float, now: float) -> None:
+        self._window, self.member, self.tokens, self.taken_at = window, member, tokens, now
+        self.sent_at: float | None = None
+
+    def mark_sent(self, now: float) -> None:
+        self.sent_at = now
+        self._window.tell(self._window.mark, self)
+
+    def cancel(self) -> None:
+        """Return what was not sent."""
+        self._window.forget(self)
+
+    def correct(self, tokens: float) -> None:
+        self.tokens = tokens
+        self._window.tell(self._window.correct, self)
+
+
+class SharedWindow:
+    """What all gateways send to one upstream. `wake` is called when that may allow a request."""
+
+    def __init__(self, limits: "SharedLimits", key: bytes, wake: Callable[[], None]) -> None:
+        self._limits, self.wake = limits, wake
+        name = f"defib:gateway:{{{key.hex()}}}"  # all keys of an upstream are in one slot of a cluster
+        self._keys = [f"{name}:{part}" for part in ("sent", "amounts", "state")]
+        self._credits: dict[str, Credit] = {}  # of requests that were sent in the window, or will be
+        self._held: Credit | None = None
+        self._is_asking = False
+        self._not_before = float("-inf")
+
+    def reduce(self, limit: float) -> float:
+        """Return what this gateway may send of a limit."""
+        return limit if self._limits.is_available else max(1.0, limit // self._limits.settings.gateways)
+
+    def next_time(self, demand: Demand, now: float) -> float:
+        """Return from when on a request may be sent; infinity until the answer of Redis wakes those who wait."""
+        if not self._limits.is_available:
+            return max(now, self._limits.alone_from)
+        held = self._held
+        if held is not None:
+            fits = demand.tokens_limit is None or demand.tokens <= held.tokens
+            if fits and now < held.taken_at + CREDIT_KEPT:
+                return now
+            self.release()
+        if now < self._not_before:
+            return self._not_before
+        if not self._is_asking:
+            self._is_asking = True
+            self._limits.enqueue(functools.partial(self._ask, demand))
+        return float("inf")
+
+    async def _ask(self, demand: Demand) -> None:
+        credit = self._create_credit(demand.tokens)
+        most = -1.0 if demand.tokens_limit is None else demand.tokens_limit
+        limits = demand.requests_limit, most
+        wait = await self._call("take", credit.member, credit.tokens, *limits, self._limits.length, RESERVED)
+        self._is_asking = False
+        if wait < 0:
+            raise _LostError
+        if wait == 0:
+            self._held = self._credits[credit.member] = credit
+        else:
+            self._not_before = self._limits.now() + min(wait / 1000, ASK_AGAIN)
+        self.wake()
+
+    def _create_credit(self, tokens: float) -> Credit:
+        return Credit(self, self._limits.create_member(), tokens, self._limits.now())
+
+    def take(self, tokens: float) -> Credit:
+        """Return the credit of a request that is granted now, also if Redis was not asked about it."""
+        credit, self._held = self._held, None
+        self._forget_old()
+        if credit is None:
+            credit = self._create_credit(tokens)
+            self._credits[credit.member] = credit
+            self.tell(self.add, credit)
+        return credit
+
+    def _forget_old(self) -> None:
+        oldest = self._limits.now() - self._limits.length / 1000
+        while self._credits:
+            first = next(iter(self._credits.values()))
+            if first.sent_at is None or first.sent_at > oldest:
+                break
+            del self._credits[first.member]
+
+    def release(self) -> None:
+        """Return a credit that nobody needs now."""
+        if self._held is not None:
+            self.forget(self._held)
+            self._held = None
+
+    def forget(self, credit: Credit) -> None:
+        self._credits.pop(credit.member, None)
+        self.tell(self.cancel, credit)
+
+    def tell(self, change: Callable[[Credit], Awaitable[None]], credit: Credit) -> None:
+        """Tell Redis of a change, unless it is away: it is told everything when it returns."""
+        if self._limits.is_available:
+            self._limits.enqueue(functools.partial(change, credit))
+
+    async def add(self, credit: Credit) -> None:
+        await self._call("add", credit.member, RESERVED, credit.tokens)
+
+    async def mark(self, credit: Credit) -> None:
+        await self._call("mark", credit.member, self._age(credit))
+
+    async def cancel(self, credit: Credit) -> None:
+        await self._call("cancel", credit.member)
+
+    async def correct(self, credit: Credit) -> None:
+        await self._call("correct", credit.member, credit.tokens)
+
+    async def join(self) -> None:
+        """Tell Redis what this gateway has sent in the window, and what it is sending."""
+        self._forget_old()
+        told = [part for each in self._credits.values() for part in (each.member, self._age(each), each.tokens)]
+        settings, name = self._limits.settings, self._limits.name
+        await self._call("join", name, settings.gateways, self._limits.length, RESERVED, *told)
+
+    async def keep(self) -> None:
+        """Keep what Redis knows from expiring."""
+        if not await self._call("keep", KEPT_IN_REDIS):
+            raise _LostError
+
+    def lose(self) -> None:
+        """Note that Redis is away."""
+        self._held, self._is_asking, self._not_before = None, False, float("-inf")
+        self.wake()
+
+    def close(self) -> None:
+        """Forget an upstream that is not configured any more."""
+        self._limits.remove_window(self)
+
+    def _age(self, credit: Credit) -> int:
+        """Return for how many milliseconds a request is sent, -1 if it is not."""
+        return -1 if credit.sent_at is None else max(0, int(1000 * (self._limits.now() - credit.sent_at)))
+
+    async def _call(self, script: str, *arguments: str | float) -> int:
+        return await self._limits.call(script, self._keys, arguments)
+
+
+class SharedLimits:
+    """The connection with Redis. `name` tells this gateway from the others; `length` is the window in milliseconds."""
+
+    def __init__(self, settings: SharedSettings, name: str, now: Callable[[], float], length: int = LENGTH) -> None:
+        self.settings, self.name, self.now, self.length = settings, name, now, length
+        self.is_available = False
+        self._seen_at = now()
+        self._process, self._numbers = secrets.token_hex(4), itertools.count()
+        self._windows: list[SharedWindow] = []
+        self._changes: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
+        self._is_failing = False
+        password = settings.password.get_secret_value() if settings.password is not None else None
+        self._redis = Redis.from_url(
+            settings.redis, username=settings.username, password=password, single_connection_client=True,
+            socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT, retry=Retry(NoBackoff(), 0),
+            driver_info=None,  # its version would be read from files at each connection
+        )  # fmt: skip
+        self._scripts = {name: self._redis.register_script(_COMMON + text) for name, text in _SCRIPTS.items()}
+
+    @property
+    def alone_from(self) -> float:
+        """The time from which on this gateway uses its own part of the rate, as long as Redis is away."""
+        return self._seen_at + self.length / 1000
+
+    def create_window(self, key: bytes, wake: Callable[[], None]) -> SharedWindow:
+        """Return the window of an upstream."""
+        window = SharedWindow(self, key, wake)
+        self._windows.append(window)
+        self.enqueue(window.join)
+        return window
+
+    def remove_window(self, window: SharedWindow) -> None:
+        if window in self._windows:
+            self._windows.remove(window)
+
+    def create_member(self) -> str:
+        """Return a name for a request that no gateway has used."""
+        return f"{self._process}:{next(self._numbers)}"
+
+    def enqueue(self, change: Callable[[], Awaitable[None]]) -> None:
+        self._changes.put_nowait(change)
+
+    async def call(self, script: str, keys: list[str], arguments: tuple[str | float, ...]) -> int:
+        """Run a script of Redis. Raises RedisError, OSError and TimeoutError."""
+        found = await self._scripts[script](keys=keys, args=list(arguments))
+        self._seen_at = self.now()
+        return int(found or 0)
+
+    async def run(self) -> None:
+        """Use Redis, and connect with it again when it was away, until cancelled."""
+        try:
+            while True:
+                try:
+                    await self._serve()
+                except (RedisError, _LostError, OSError, TimeoutError) as error:
+                    self._lose(error)
+                await asyncio.sleep(CHECK_EVERY)
+        finally:
+            await self._redis.aclose()
+
+    async def _serve(self) -> None:
+        self._changes = asyncio.Queue()
+        for window in list(self._windows):
+            await window.join()
+        self.is_available, self._is_failing = True, False
+        log.info("shared_limits_available")
+        for window in list(self._windows):
+            window.wake()
+        checked_at = self.now()
+        while True:
+            if (change := await self._next_change()) is not None:
+                await change()
+            if self.now() >= checked_at + CHECK_EVERY:
+                checked_at = self.now()
+                for window in list(self._windows):
+                    await window.keep()
+
+    async def _next_change(self) -> Callable[[], Awaitable[None]] | None:
+        try:
+            async with asyncio.timeout(CHECK_EVERY):
+                return await self._changes.get()
+        except TimeoutError:
+            return None
+
+    def _lose(self, error: Exception) -> None:
+        if not self._is_failing:
+            effect = f"this gateway waits for up to {self.length // 1000} s, then uses its part of the rates"
+            log.error("shared_limits_lost", error=f"{type(error).__name__}: {error}", effect=effect)
+        self.is_available, self._is_failing = False, True
+        for window in list(self._windows):
+            window.lose()
