@@ -39,7 +39,7 @@ def test_a_week_has_few_needless_notifications_and_every_fault_is_notified_in_ti
         ("GPUIdleHeld", 500),
         ("HostContainerDown", 1),
         ("HTTPErrorRatio", 3),
-        ("GatewayUpstreamFailing", 1),
+        ("GatewayQueueLong", 3),
     ):
         active, pending = report.nearly[alert]
         assert minutes <= active < pending, shown
