@@ -36,6 +36,7 @@ class UpstreamState:
     available: float = 0.0
     retreat: int = 0  # the index of the state in STATES
     is_open: bool = False
+    pause: float = 0.0  # seconds
 
     def add(self, other: "UpstreamState") -> None:
         self.in_flight += other.in_flight
@@ -45,6 +46,7 @@ class UpstreamState:
         self.available += other.available
         self.retreat = max(self.retreat, other.retreat)
         self.is_open = self.is_open or other.is_open
+        self.pause = max(self.pause, other.pause)
 
 
 class GatewayMetrics(ProgramMetrics):
@@ -149,6 +151,7 @@ def _render(states: list[UpstreamState]) -> Iterator[Metric]:
         ("gateway_base_rate_per_minute", "The configured rate.", lambda state: state.base_rate),
         ("gateway_requests_available", "Requests that may be sent without waiting.", lambda state: state.available),
         ("gateway_breaker_open", "1 if an upstream fails and gets no requests.", lambda state: state.is_open),
+        ("gateway_pause_seconds", "How long an upstream still wants no requests.", lambda state: state.pause),
     ]
     for name, help_, read in gauges:
         family = GaugeMetricFamily(name, help_, labels=["provider"])

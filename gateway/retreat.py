@@ -11,8 +11,8 @@ from fleet.inventory.gateway import RetreatSettings
 
 WINDOW = 60.0  # seconds between cuts, and whose answers decide
 MIN_ANSWERS = 20  # from which on the rate may fall to the floor: a few refusals show no share
-State = Literal["steady", "retreating", "floor", "recovering"]
-STATES: tuple[State, ...] = ("steady", "retreating", "floor", "recovering")
+State = Literal["steady", "recovering", "retreating", "floor"]
+STATES: tuple[State, ...] = ("steady", "recovering", "retreating", "floor")  # the worst last
 
 
 class _Answers:

@@ -82,7 +82,8 @@ class Upstream:
     def describe(self) -> UpstreamState:
         """Return its present state for metrics."""
         admission = self.admission
-        rate, used = admission.retreat.rate, admission.requests.used(admission.clock.now())
+        now = admission.clock.now()
+        rate, used = admission.retreat.rate, admission.requests.used(now)
         return UpstreamState(
             self.provider,
             admission.in_flight,
@@ -92,6 +93,7 @@ class Upstream:
             max(0.0, math.floor(rate) - used),
             STATES.index(admission.retreat.state),
             admission.breaker.is_open,
+            max(0.0, admission.paused_until - now),
         )
 
 

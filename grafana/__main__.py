@@ -7,7 +7,7 @@ from pathlib import Path
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from grafana import agents, fleet, gpus, hosts, monitoring, remediation, service
+from grafana import agents, fleet, gateway, gpus, hosts, monitoring, remediation, service
 from grafana.translation import CHINESE, translate
 
 # Both sets have the same UIDs, to which cards and bookmarks lead: a Grafana has one of them.
@@ -19,6 +19,7 @@ DASHBOARDS = {
     "hosts": hosts.build,
     "gpus": gpus.build,
     "agents": agents.build,
+    "gateway": gateway.build,
     "remediation": remediation.build,
     "monitoring": monitoring.build,
 }

@@ -35,7 +35,7 @@ SEVERITY_MAPPINGS = panels.value_mappings(
 )
 # What an alert is about, beside its service and host; shown in one column.
 DETAILS = (
-    "component", "container", "unit", "program", "gpu", "instance", "mountpoint", "device", "collector", "source", "pattern", "channel",
+    "component", "container", "unit", "program", "gpu", "instance", "provider", "mountpoint", "device", "collector", "source", "pattern", "channel",
     "integration", "rule_group", "kind", "scope", "xid", "reason", "code", "action", "fault", "against", "probed", "stage",
 )  # fmt: skip
 

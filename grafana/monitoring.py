@@ -7,7 +7,7 @@ from grafana.panels import GREEN, ORANGE, RED, UP_DOWN_MAPPINGS, graph, range_qu
 from grafana.tables import Value, table_panel
 
 INTERVAL = "[$__rate_interval]"
-PROCESSES = 'job=~"defib-exporter|defib-remediator|prometheus|alertmanager"'
+PROCESSES = 'job=~"defib-exporter|defib-remediator|defib-gateway|prometheus|alertmanager"'
 
 
 def build() -> Dashboard:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 JOBS = {
     r"(service|provider|host|gpu|defib_exporter)_\w+": 'job="defib-exporter"',
     r"defib_remediator_\w+": 'job="defib-remediator"',
-    r"defib_(build|config)_\w+": 'job=~"defib-(exporter|remediator)"',
+    r"gateway_\w+": 'job="defib-gateway"',
+    r"defib_(build|config)_\w+": 'job=~"defib-(exporter|remediator|gateway)"',
     r"prometheus_\w+": 'job="prometheus"',
     r"alertmanager_\w+": 'job="alertmanager"',
     r"node_\w+": 'job="node"',

@@ -61,13 +61,22 @@ EXTRAS: Mapping[str, Sequence[Labels]] = {
     "defib_remediator_budget_.*": [{"budget": "10m"}, {"budget": "in_flight"}],
     "defib_remediator_notices_total": [{"channel": "oncall", "outcome": "sent"}],
     "defib_remediator_actions_total": [{"kind": "restart", "outcome": "succeeded"}],
+    "gateway_requests_total": [
+        {"client": "c", "priority": "high", "outcome": outcome} for outcome in ("ok", "timeout")
+    ],
+    "gateway_queue_depth": [{"priority": "high"}, {"priority": "low"}],
+    "gateway_queue_wait_seconds_count": [{"priority": "high"}],
+    "gateway_queue_wait_seconds_bucket": [{"priority": "high", "le": le} for le in ("1", "+Inf")],
+    "gateway_upstream_errors_total": [{"status": "429"}, {"status": "503"}],
+    "gateway_tokens_total": [{"client": "c"}],
+    "gateway_retreat_state": [{"state": "steady"}],
     "defib_remediator_recovery_seconds_bucket": [{"by": "defib", "le": "60"}, {"by": "defib", "le": "+Inf"}],
     ".*_bucket": [{"le": "1"}, {"le": "+Inf"}],
     "prometheus_rule_group_.*": [{"rule_group": "services"}, {"rule_group": "hosts"}],
     "alertmanager_alerts": [{"state": "active"}],
 }
 # What each process publishes about itself, or about services.
-PROCESSES = ("defib-exporter", "defib-remediator", "prometheus", "alertmanager")
+PROCESSES = ("defib-exporter", "defib-remediator", "defib-gateway", "prometheus", "alertmanager")
 OF_SERVICES = {"defib_remediator_actions_total", "defib_remediator_breaker_open"}
 # Only the dashboard of one service shows them.
 OF_ONE_SERVICE = re.compile(
@@ -117,6 +126,8 @@ class MadeUpFleet:
         """Yield the labels of the services, hosts, GPUs, alerts or processes that a metric is about."""
         if metric.startswith("ALERTS"):
             yield from self._list_alerts(metric)
+        elif metric.startswith("gateway"):
+            yield from ({"instance": "gateway:9190", "provider": provider} for provider in ("first", "second"))
         elif metric.startswith("provider"):
             pairs = {(labels["provider"], labels["category"]) for labels in self._list_services(self.services)}
             yield from ({"provider": provider, "category": category} for provider, category in sorted(pairs))
@@ -165,7 +176,7 @@ def _render(fleet: MadeUpFleet, now: float) -> Iterator[str]:
         job = _select_job(metric)
         for labels, value in fleet.list_series(metric, now):
             shown = ",".join(f'{name}="{text}"' for name, text in {**labels, **job}.items())
-            grows = metric.endswith(("_total", "_bucket", "_pswpin", "_pswpout"))
+            grows = metric.endswith(("_total", "_bucket", "_seconds_count", "_pswpin", "_pswpout"))
             for index, ago in enumerate(SAMPLES):
                 yield f"{metric}{{{shown}}} {value + index if grows else value} {now - ago:.3f}\n"
     yield "# EOF\n"

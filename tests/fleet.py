@@ -209,10 +209,12 @@ class Fleet:
             "services": self._services(web_port, pages, expiring, expired),
             "notify": self._notify(),
             "remediation": {"hold": "10s"},
+            "gateway": {"upstreams": {"nvidia": {"url": f"http://127.0.0.1:{pages}/v1"}}, "default": "nvidia"},
         }
         if self.hostile is not None:
             await self._add_hostile(self.hostile, written, f"http://127.0.0.1:{pages}")
         self.config = self.stack.configuration(written) / "defib.yaml"
+        await self.stack.start_program("gateway")
         await self.stack.start()
 
     async def _add_hostile(self, hostile: Hostile, written: Mapping[str, Any], pages: str) -> None:

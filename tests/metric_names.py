@@ -41,7 +41,7 @@ EXTERNAL_METRICS = {
 EXPORTER, REMEDIATOR, PROMETHEUS, ALERTMANAGER = "defib-exporter", "defib-remediator", "prometheus", "alertmanager"
 GATEWAY = "defib-gateway"
 NODE = "node"
-TRUSTED_JOBS = {EXPORTER, REMEDIATOR, PROMETHEUS, ALERTMANAGER}
+TRUSTED_JOBS = {EXPORTER, REMEDIATOR, GATEWAY, PROMETHEUS, ALERTMANAGER}
 
 
 @cache
@@ -83,7 +83,7 @@ def jobs() -> dict[str, set[str]]:
 @cache
 def known_metrics() -> set[str]:
     """Return all names that an expression may use: metrics, histogram parts, recorded series, external metrics."""
-    registries = (ExporterMetrics().registry, RemediatorMetrics().registry)
+    registries = (ExporterMetrics().registry, RemediatorMetrics().registry, GatewayMetrics().registry)
     histograms = {family.name for registry in registries for family in registry.collect() if family.type == "histogram"}
     parts = {f"{name}_{part}" for name in histograms for part in ("bucket", "sum", "count")}
     return published_metrics() | parts | {rule["record"] for rule in rules() if "record" in rule} | EXTERNAL_METRICS

@@ -205,6 +205,9 @@ class Stack:
         if self._hurried:
             config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
         config["rule_files"] = [str(shipped / "rules" / "*.yml")]
+        if "gateway" in self.pids:
+            (job,) = (each for each in config["scrape_configs"] if each["job_name"] == "defib-gateway")
+            job["static_configs"] = [{"targets": [f"127.0.0.1:{self.ports['gateway']}"]}]
         self._write_with_own_addresses(config, "prometheus.yml")
         await self._run(
             "prometheus",

@@ -66,7 +66,7 @@ def _check_targets(server: Server, active: Sequence[Mapping[str, Any]], jobs: Se
             for each in targets
             if each["health"] != "up"
         ]
-        server.add(f"scrapes {job}", ", ".join(down) if targets else "no such job", fix)
+        server.add(f"scrapes {job}", ", ".join(down) if targets else "it has no target", fix)
 
 
 async def _check_labels(server: Server) -> None:

@@ -19,6 +19,7 @@ WATCHER = "127.0.0.1:9192"
 _ADDRESSES = {
     "exporter": "127.0.0.1:9999", "remediator": "127.0.0.1:9095", "alertmanager": "127.0.0.1:9093",
     "prometheus": "127.0.0.1:9090", "node-exporter": "127.0.0.1:9100", "deadman": WATCHER,
+    "gateway": "127.0.0.1:9190",
 }  # fmt: skip
 # The dashboards of a language have the same UIDs as those of the others: Grafana loads one of these folders.
 DASHBOARDS: Mapping[Language, str] = {"en": "dashboards", "zh": "dashboards-zh"}

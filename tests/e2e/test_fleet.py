@@ -184,6 +184,11 @@ FAULTS = [
         "an agent has used its rounds", (("AgentRoundsUsedUp", {"service": "writer", **CRITICAL}),),
         lambda fleet: report(fleet, rounds=30), lambda fleet: report(fleet, rounds=1),
     ),
+    Fault(
+        "the gateway dies", (("GatewayDown", CRITICAL),),
+        lambda fleet: fleet.launcher.kill(fleet.stack.pids["gateway"], signal.SIGKILL),
+        lambda fleet: fleet.stack.start_program("gateway"),
+    ),
     Fault("a channel stops", (("ServiceComponentDown", {"service": "channels", "component": "2"}),), **mode("channels", "down")),
     Fault(
         "certificates",
@@ -300,7 +305,7 @@ def alerts_of(faults: list[Fault]) -> list[tuple[str, str, Labels]]:
 # One for each file of rules, of those that fire at once.
 AT_ONCE = {
     "a page is down": "ServiceDown", "an agent has used its rounds": "AgentRoundsUsedUp", "certificates": "CertificateExpired", "a key changes": "HostKeyChanged",
-    "cards break": "GPUErrors", "Feishu refuses": "NoticesDead",
+    "the gateway dies": "GatewayDown", "cards break": "GPUErrors", "Feishu refuses": "NoticesDead",
 }  # fmt: skip
 
 
@@ -382,9 +387,10 @@ async def quiet_at_first(fleet: Fleet) -> None:
 # What looks back further than this fleet is old.
 EMPTY_AT_FIRST = ("service:probe_duration_seconds:avg1d",)
 # What no host of this fleet has: node_exporter, fans, MIG, a free card, and what its cards do not report. Queries for these
-# are answered in tests/integration/test_dashboard_answers.py.
+# are answered in tests/integration/test_dashboard_answers.py. And the gateway, which is dead.
 ABSENT = (
     "node_",
+    "gateway_",
     "gpu_expected_count",
     "gpu_fan_speed_ratio",
     "gpu_mig_instance_info",
@@ -475,6 +481,10 @@ def test_no_alert_is_forgotten() -> None:
         **dict.fromkeys(
             ("AgentStuck", "AgentRoundsHigh", "AgentRateLimited", "AgentBacklog", "AgentBlocked"),
             "agents report themselves; tests/integration/test_agents.py has them",
+        ),
+        **dict.fromkeys(
+            ("GatewayQueueLong", "GatewayRateLimited", "GatewayUpstreamFailing"),
+            "need a model API; tests/integration/test_gateway_alerts.py has them",
         ),
         "HostDiskFilling": "looks back over hours",
         "GPUIdleHeld": "waits for half a day",

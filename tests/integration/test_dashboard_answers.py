@@ -37,9 +37,9 @@ ROWS = {
     "gpus: XIDs in the kernel log": 6,
     "gpus: Recovery that the driver asks for": 6,
     "remediation: Actions by service": 12,
-    "monitoring: Processes": 4,
-    "monitoring: Configuration": 4,
-    "monitoring: Versions": 2,
+    "monitoring: Processes": 5,
+    "monitoring: Configuration": 5,
+    "monitoring: Versions": 3,
     "agents: Agents": 12,
 }
 

@@ -84,4 +84,7 @@ async def test_prometheus_scrapes_it(gateway: Gateway, *, is_configured: bool) -
         found = {each.check: each for each in await check_prometheus(made.inventory)}
     assert ("scrapes defib-gateway" in found) is is_configured
     if is_configured:
-        assert (found["scrapes defib-gateway"].result, found["scrapes defib-gateway"].detail) == ("fail", "no such job")
+        assert (found["scrapes defib-gateway"].result, found["scrapes defib-gateway"].detail) == (
+            "fail",
+            "it has no target",
+        )

@@ -294,6 +294,7 @@ async def test_pauses_are_kept(gateway: Gateway, api: ModelApi, status: str, hea
     assert (low.status_code, low.json()["error"]["code"]) == (429, "paused")
     assert 25 <= int(low.headers["Retry-After"]) <= 3600
     assert 25 <= (await gateway.status())["paused_seconds"] <= 3600
+    assert 25 <= (await gateway.metrics())['gateway_pause_seconds{provider="api"}'] <= 3600
     assert len(api.received) == 1
     reset = await gateway.client.post("/api/v1/upstreams/api/reset", headers=ADMIN)
     assert reset.json()["paused_seconds"] == 0

@@ -155,6 +155,9 @@ def test_prometheus_and_alertmanager_have_real_addresses(tmp_path: Path, mode: s
         yaml.safe_load((made / f"{name}.yml").read_text()) for name in ("prometheus", "alertmanager")
     )
     targets = {job["job_name"]: job["static_configs"][0]["targets"] for job in prometheus["scrape_configs"]}
+    assert targets["defib-gateway"] == []  # there is none yet
+    address = "gateway:9190" if mode == "compose" else "127.0.0.1:9190"
+    assert f"write its address: [{address}]" in (made / "prometheus.yml").read_text()
     receivers = {each["name"]: each for each in alertmanager["receivers"]}
     assert receivers["fallback"]["email_configs"][0]["to"] == "ops@example.org"
     webhook = receivers["defib"]["webhook_configs"][0]

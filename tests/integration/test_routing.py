@@ -91,6 +91,34 @@ async def told(stack: Stack, *alerts: dict[str, str]) -> list[tuple[str, list[st
                 {"alertname": "PrometheusFailing", "instance": "a", "fault": "x", "site": "sh", "severity": "warning"},
             ],
         ),
+        (
+            {"alertname": "GatewayDown", "instance": "a", "severity": "critical"},
+            [
+                {"alertname": name, "instance": "a", "provider": "p", "severity": "warning"}
+                for name in ("GatewayQueueLong", "GatewayRateLimited", "GatewayUpstreamFailing")
+            ],
+            [
+                {"alertname": "GatewayQueueLong", "instance": "b", "provider": "p", "severity": "warning"},
+                {"alertname": "PrometheusFailing", "instance": "a", "severity": "critical"},
+            ],
+        ),
+        (
+            {"alertname": "GatewayUpstreamFailing", "instance": "a", "provider": "p", "fault": "clients", "severity": "critical"},
+            [
+                {"alertname": "GatewayUpstreamFailing", "instance": "a", "provider": "p", "fault": "upstream", "severity": "warning"},
+                {"alertname": "GatewayQueueLong", "instance": "a", "provider": "p", "severity": "warning"},
+                {"alertname": "GatewayRateLimited", "instance": "a", "provider": "p", "severity": "warning"},
+            ],
+            [
+                {"alertname": "GatewayUpstreamFailing", "instance": "a", "provider": "q", "fault": "upstream", "severity": "warning"},
+                {"alertname": "GatewayRateLimited", "instance": "b", "provider": "p", "severity": "warning"},
+            ],
+        ),
+        (
+            {"alertname": "GatewayRateLimited", "instance": "a", "provider": "p", "severity": "warning"},
+            [{"alertname": "GatewayQueueLong", "instance": "a", "provider": "p", "severity": "warning"}],
+            [{"alertname": "GatewayQueueLong", "instance": "a", "provider": "q", "severity": "warning"}],
+        ),
         # Neither has a host or a service: labels that both lack count as equal.
         (
             {"alertname": "ExporterDown", "severity": "critical"},
@@ -98,7 +126,7 @@ async def told(stack: Stack, *alerts: dict[str, str]) -> list[tuple[str, list[st
             [{"alertname": "AutomationOff", "severity": "warning"}, {"alertname": "NoticesUnsent", "severity": "warning"}],
         ),
     ],
-    ids=["host", "service", "disk", "card", "instance", "strangers"],
+    ids=["host", "service", "disk", "card", "instance", "gateway", "model API", "rate", "strangers"],
 )  # fmt: skip
 async def test_what_mutes_what(
     stack: Stack, source: dict[str, str], muted: list[dict[str, str]], heard: list[dict[str, str]]

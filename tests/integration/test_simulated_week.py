@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from exporter.scheduler import collector_scheduler
-from tests.simulated_week import hosts, logs, programs, services
+from tests.simulated_week import gateway, hosts, logs, programs, services
 from tests.simulated_week.evaluation import Episode, Evaluation, Rule, list_scraped, read_rules, select_needed
 from tests.simulated_week.events import MINUTES, Week, plan
 from tests.simulated_week.hosts import SimulatedHost
@@ -32,9 +32,15 @@ def test_a_week_has_few_needless_notifications_and_every_fault_is_notified_in_ti
     report = run_week(tmp_path, seed=1)
     shown = "\n".join(report.lines())
     assert report.is_good, shown
-    assert len(report.faults) == 19, shown
+    assert len(report.faults) == 20, shown
     # What is normal reaches the rules: they wait long enough.
-    for alert, minutes in (("HostLoadHigh", 25), ("GPUIdleHeld", 500), ("HostContainerDown", 1), ("HTTPErrorRatio", 3)):
+    for alert, minutes in (
+        ("HostLoadHigh", 25),
+        ("GPUIdleHeld", 500),
+        ("HostContainerDown", 1),
+        ("HTTPErrorRatio", 3),
+        ("GatewayQueueLong", 3),
+    ):
         active, pending = report.nearly[alert]
         assert minutes <= active < pending, shown
 
@@ -61,7 +67,7 @@ def test_hosts_publish_what_the_exporter_does(week: Week) -> None:
 def list_published(week: Week) -> Iterator[str]:
     """Yield the names of all series, with those of a few services for all of them."""
     scrapes = Scrapes(week)
-    series = [programs.list_series(week, scrapes)]
+    series = [programs.list_series(week, scrapes), gateway.list_series(week, scrapes, 1)]
     for host in week.inventory.hosts:
         series.append(hosts.list_series(week, host, scrapes, 1, lambda name: False))
         yield from (name for name, _, _ in SimulatedHost(week, host, seed=1).list_metrics())

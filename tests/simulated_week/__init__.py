@@ -1,6 +1,6 @@
 """A simulated week: how many notifications of a normal week need no action, and how soon every fault is notified.
 
-20 hosts and 100 services live through seven days, once a minute. What they would publish is written into a real
+20 hosts, 100 services and a gateway live through seven days, once a minute. What they would publish is written into a real
 Prometheus, the expressions of `alerts/rules` are evaluated by its `query_range`, and what fires passes through the
 routing of `alerts/alertmanager.yml` and the rules by which the remediator notifies. Run it with `make week`.
 

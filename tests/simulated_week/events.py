@@ -72,6 +72,7 @@ WITHIN: Mapping[str, float] = {
     "HostUnitFailed": 4 * MINUTE,
     "CertificateExpired": 2 * MINUTE,
     "ExporterDown": 3 * MINUTE,
+    "GatewayUpstreamFailing": 4 * MINUTE,
 }
 
 
@@ -102,6 +103,7 @@ class Week:
     oom_kill: tuple[str, str, float] = ("", "", 0.0)  # host, container, when
     exporter_restarts: list[Span] = field(default_factory=list)
     dead_exporter: Span = Span(0, 0)
+    dead_upstream: Span = Span(0, 0)
     lost_scrapes: set[int] = field(default_factory=set)  # minutes
     pause: Span = Span(0, 0)
 
@@ -208,6 +210,9 @@ def _plan_faults(week: Week, randomness: random.Random) -> None:
     begin = 6 * DAY + 10 * HOUR + randomness.uniform(0, HOUR)
     week.dead_exporter = Span(begin, begin + 12 * MINUTE)
     _add(week, "dead exporter", week.dead_exporter, ["ExporterDown"], {})
+    begin = 1 * DAY + 10 * HOUR
+    week.dead_upstream = Span(begin, begin + 30 * MINUTE)
+    _add(week, "dead model API", week.dead_upstream, ["GatewayUpstreamFailing"], {"provider": "nvidia"})
     _plan_outages(week, randomness, {dead, full, oom, backup, certificate, lost})
 
 

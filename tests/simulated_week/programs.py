@@ -1,14 +1,16 @@
-"""What the exporter, the remediator, Prometheus and Alertmanager publish of themselves."""
+"""What the exporter, the remediator, the gateway, Prometheus and Alertmanager publish of themselves."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
-from tests.metric_names import ALERTMANAGER, PROMETHEUS, REMEDIATOR
+from tests.metric_names import ALERTMANAGER, GATEWAY, PROMETHEUS, REMEDIATOR
 from tests.simulated_week.events import MINUTE, WEEK, Week
 from tests.simulated_week.scrapes import EXPORTER_LABELS, Scrapes
 from tests.simulated_week.store import Labels, as_labels
 
-INSTANCES = {REMEDIATOR: "remediator:9095", PROMETHEUS: "localhost:9090", ALERTMANAGER: "alertmanager:9093"}
+INSTANCES = {
+    REMEDIATOR: "remediator:9095", GATEWAY: "gateway:9190", PROMETHEUS: "localhost:9090", ALERTMANAGER: "alertmanager:9093",
+}  # fmt: skip
 LAG_BUCKETS = ("0.001", "0.005", "0.01", "0.05", "0.1", "0.25", "0.5", "1.0", "2.5", "5.0", "10.0", "+Inf")
 PROBES_A_SECOND = 3.3
 GROUPS = {"services": 15.0, "hosts": 15.0, "services-probing": 60.0, "services-hours": 3600.0}
@@ -31,6 +33,7 @@ PUBLISHED: Mapping[str, tuple[tuple[str, Value, Mapping[str, str]], ...]] = {
         ("defib_remediator_dead_man_pings_total", lambda at: at // 60, {"outcome": "sent"}),
         ("defib_remediator_dead_man_pings_total", 0.0, {"outcome": "failed"}),
     ),
+    GATEWAY: (("defib_event_loop_lag_seconds", 0.02, {}), ("defib_config_last_reload_successful", 1.0, {})),
     PROMETHEUS: (
         ("prometheus_config_last_reload_successful", 1.0, {}),
         ("prometheus_notifications_alertmanagers_discovered", 1.0, {}),
@@ -54,7 +57,7 @@ PUBLISHED: Mapping[str, tuple[tuple[str, Value, Mapping[str, str]], ...]] = {
 
 
 def list_series(week: Week, scrapes: Scrapes) -> Iterator[tuple[Labels, list[float | None]]]:
-    """Yield the series of all four jobs, and `up` of each."""
+    """Yield the series of all five jobs, and `up` of each."""
     yield as_labels("up", EXPORTER_LABELS), _list_up(scrapes)
     for name, value, labels in _list_of_exporter():
         yield as_labels(name, {**labels, **EXPORTER_LABELS}), _of_exporter(value, scrapes)

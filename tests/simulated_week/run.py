@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tests.simulated_week import hosts, programs, services
+from tests.simulated_week import gateway, hosts, programs, services
 from tests.simulated_week.evaluation import Evaluation, list_scraped, read_rules, select_needed
 from tests.simulated_week.events import Week, plan
 from tests.simulated_week.notifications import list_notifications
@@ -43,6 +43,7 @@ def list_all_series(
 ) -> Iterator[tuple[Labels, list[float | None]]]:
     lost_at = hosts.find_host_lost(week, scrapes)
     yield from programs.list_series(week, scrapes)
+    yield from gateway.list_series(week, scrapes, seed)
     for host in week.inventory.hosts:
         yield from hosts.list_series(week, host, scrapes, seed, is_used)
     for service in week.inventory.services.values():

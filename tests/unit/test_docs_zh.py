@@ -36,7 +36,7 @@ WORDS = {
 SEVERITIES = {"critical": "严重", "warning": "警告", "info": "提示"}
 # Words of table cells and headings that may be without Chinese ones.
 NAMES = {
-    "alertname", "compose", "control", "docker", "fault", "gpu", "grafana", "host", "instance", "mountpoint", "service", "site", "supervisor", "systemd",
+    "alertname", "compose", "control", "docker", "fault", "gpu", "grafana", "host", "instance", "mountpoint", "provider", "service", "site", "supervisor", "systemd",
 }  # fmt: skip
 
 

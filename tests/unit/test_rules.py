@@ -167,4 +167,12 @@ def test_an_alert_that_fires_crosses_a_gap(
 
 
 def test_rule_files_are_split_by_subject() -> None:
-    assert [path.stem for path in RULES] == ["agents", "certificates", "gpus", "hosts", "monitoring", "services"]
+    assert [path.stem for path in RULES] == [
+        "agents",
+        "certificates",
+        "gateway",
+        "gpus",
+        "hosts",
+        "monitoring",
+        "services",
+    ]
