@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -10,6 +10,7 @@ from fleet.inventory.gateway import WhenFull
 from gateway.breaker import Breaker
 from gateway.ledger import Ledger, Record
 from gateway.retreat import Retreat, State
+from gateway.traffic import Traffic
 from gateway.waiting import Waiter, WaitingLine
 from gateway.window import Window
 
@@ -84,7 +85,7 @@ class Admission:
         self.limits, self.queue, self.retreat = limits, queue, retreat
         self.breaker = Breaker()
         self.clock, self._ledger = clock, ledger
-        self.requests, self.tokens = Window(), Window()
+        self.requests, self.tokens, self.traffic = Window(), Window(), Traffic()
         self.in_flight = 0
         self.paused_until = float("-inf")
         self._line: WaitingLine[_Pending] = WaitingLine(len(queue.waits), queue.ageing)
@@ -98,9 +99,9 @@ class Admission:
         """How many requests of each rank wait."""
         return self._line.depths()
 
-    def count_waiting(self, client: str) -> int:
-        """Return how many requests of a client wait."""
-        return sum(waiter.client == client for waiter in self._line)
+    def count_waiting(self) -> Mapping[str, Sequence[int]]:
+        """Return how many requests of each client wait, by rank."""
+        return self._line.count_by_client()
 
     async def admit(self, applicant: Applicant) -> "Permit":
         """Wait until the request may be sent. Raises RefusedError. A cancelled request frees its place at once."""
@@ -191,9 +192,11 @@ class Admission:
 
     def _grant(self, applicant: Applicant, waited: float, *, passthrough: bool = False) -> "Permit":
         self.in_flight += 1
+        self.traffic.begin(applicant.client)
         numbers = self.requests.reserve(1), self.tokens.reserve(applicant.tokens)
         record = self._ledger.begin(applicant.tokens)
-        return Permit(self, numbers, record, waited, trial=self.breaker.begin(), passthrough=passthrough)
+        trial = self.breaker.begin()
+        return Permit(self, applicant.client, numbers, record, waited, trial=trial, passthrough=passthrough)
 
     def pause(self, seconds: float) -> None:
         """Send nothing for a time, and refuse those that would wait in vain."""
@@ -238,6 +241,7 @@ class Permit:
     def __init__(
         self,
         admission: Admission,
+        client: str,
         numbers: tuple[int, int],
         record: Record,
         waited: float,
@@ -245,7 +249,7 @@ class Permit:
         trial: bool,
         passthrough: bool,
     ) -> None:
-        self._admission, self._numbers, self._record = admission, numbers, record
+        self._admission, self._client, self._numbers, self._record = admission, client, numbers, record
         self.waited, self.passthrough = waited, passthrough
         self._trial = trial
         self._has_begun = self._is_sent = self._is_judged = self._is_closed = False
@@ -260,6 +264,7 @@ class Permit:
             now = self._admission.clock.now()
             self._admission.requests.mark_sent(self._numbers[0], now)
             self._admission.tokens.mark_sent(self._numbers[1], now)
+            self._admission.traffic.note_sent(self._client, now)
             self._record.mark_sent(now)
             self._has_begun = self._is_sent = True
             self._admission.wake()
@@ -299,4 +304,5 @@ class Permit:
         if not self._is_judged:
             self._admission.breaker.abandon(trial=self._trial)
         self._admission.in_flight -= 1
+        self._admission.traffic.end(self._client)
         self._admission.wake()
