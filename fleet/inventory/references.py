@@ -30,7 +30,13 @@ _IGNORED: Mapping[Program, tuple[tuple[str, ...], ...]] = {
         ("hosts", "*", "control_ssh"),
         ("services", "*", "control"),
     ),
-    "remediator": (("services", "*", "probe"), ("gateway",)),
+    "remediator": (
+        ("services", "*", "probe"),
+        # All but its address and its token.
+        *(("gateway", key) for key in ("listen", "upstreams", "default", "queue", "retreat", "clients")),
+        ("gateway", "state_file"),
+        ("gateway", "max_body"),
+    ),
     "gateway": (
         ("notify",),
         ("remediation",),
