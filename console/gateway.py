@@ -1,5 +1,6 @@
 """The page of the gateway: who uses up the rate of each model API, and its limits, which admins change there."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -56,16 +57,23 @@ class GatewayPage:
         """Return the page; with `now` in the query, without what is not about this moment."""
         is_partial = "now" in request.query and refused is None
         span = request.query.get("span", SPAN)
-        snapshot, charts = await self._source.get(), ChartGroup()
-        reading = await self._gateway.read() if self._gateway.is_configured else None
-        if reading is not None and not is_partial:
-            charts = await read_gateway(self._history, HOST_SPANS.get(span, HOST_SPANS[SPAN]))
+        reading, charts, snapshot = await asyncio.gather(
+            self._read(), self._read_charts(span, is_shown=not is_partial), self._source.get()
+        )
         return await self._renderer.respond(
             request, "gateway.html", {"refused": refused, "form_id": self._submitted.new_id()},
             status=409 if refused else 200, snapshot=snapshot.describe(), is_partial=is_partial,
             gateway=_describe(reading, self._renderer.unix_now()), charts=charts, spans=list(HOST_SPANS), span=span,
             priorities=PRIORITIES, policies=WHEN_FULL,
         )  # fmt: skip
+
+    async def _read(self) -> GatewayReading | None:
+        return await self._gateway.read() if self._gateway.is_configured else None
+
+    async def _read_charts(self, span: str, *, is_shown: bool) -> ChartGroup:
+        if not is_shown or not self._gateway.is_configured:
+            return ChartGroup()
+        return await read_gateway(self._history, HOST_SPANS.get(span, HOST_SPANS[SPAN]))
 
     async def press(self, request: web.Request) -> web.Response:
         form = await read_form(request)

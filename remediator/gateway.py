@@ -46,7 +46,7 @@ class GatewayOperations:
 
     def __init__(self, client: Gateway | None, audit_log: AuditLog, unix: Callable[[], float]) -> None:
         self._client, self._audit_log, self._unix = client, audit_log, unix
-        self._reads = SharedReads(running=1, waiting=1, shared_for=SHARED_FOR)
+        self._reads = SharedReads(running=1, waiting=20, shared_for=SHARED_FOR)
         self._version = 0  # changes make earlier readings useless
         self._failing_since: float | None = None
 

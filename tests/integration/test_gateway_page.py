@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 from aiohttp import web
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Locator, expect
@@ -246,7 +247,7 @@ async def test_a_gateway_that_is_gone_is_masked_within_seconds(
         await expect(row(admin, "batch")).to_contain_text("3 (100 %)")
         began = time.monotonic()
         await served.loop.launcher.kill(pid, number)
-        await expect(live).to_contain_text("The gateway does not answer since")
+        await expect(live).to_contain_text("The gateway has not answered since")
         assert time.monotonic() - began < 20  # on a busy machine
         await expect(live).not_to_contain_text("100 %")
         await expect(page.locator("#limits")).to_have_text("")
@@ -348,6 +349,25 @@ async def test_without_a_gateway_the_page_says_how_to_start_one(loop: Loop, brow
     assert (await loop.ask("GET", "/api/v1/gateway")).status_code == 404
     changed = await loop.ask("PUT", "/api/v1/gateway/limits", {"queue_size": 7})
     assert (changed.status_code, changed.json()["error"]["code"]) == (404, "not_configured")
+    settings = {"url": "http://127.0.0.1:1", "upstreams": {"api": {"url": "http://x/v1", "api_key": "${KEY}"}}}
+    (loop.folder / "config" / "gateway.yaml").write_text(yaml.safe_dump({"gateway": settings}))
+    assert (await loop.ask("POST", "/-/reload")).is_success
+    assert (await loop.ask("GET", "/api/v1/gateway")).status_code == 502
+    assert 'data-state="unavailable"' in (await loop.ask("GET", "/gateway")).text
+
+
+async def test_limits_are_changed_without_scripts(served: Served, browser: Browser) -> None:
+    await served.start()
+    async with window(browser, served.loop, java_script_enabled=False) as admin:
+        await admin.sign_in("admin")
+        await admin.open("gateway")
+        for text, is_refused in (("fast", True), ("2/s", False)):
+            await admin.page.fill("input[name=rate]", text)
+            await admin.page.get_by_role("button", name="Change api").click()
+            await expect(admin.page.locator("#limits [role=alert]")).to_have_count(1 if is_refused else 0)
+            await expect(admin.page.locator("input[name=rate]")).to_have_value(text if is_refused else "120/min")
+        admin.expect_faults("409")
+    assert (await served.status())["upstreams"]["api"]["base_rate_per_minute"] == 120
 
 
 def past_samples(now: float) -> Iterator[str]:
