@@ -61,6 +61,7 @@ class Gateway:
         settings = loaded.inventory.gateway
         self._redact.add(loaded.secrets)
         await self.upstreams.apply(settings)
+        self.metrics.begin_counting_refusals({each.provider for each in self.upstreams})
         self.clients.replace(settings.clients)
         self.bodies.limit = settings.max_body
         self.access.settings = create_settings(loaded.inventory.access, [settings.url.url])

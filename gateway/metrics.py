@@ -127,6 +127,11 @@ class GatewayMetrics(ProgramMetrics):
     def count_passed_through(self) -> int:
         return sum(number for _, number in _read(self.passed_through))
 
+    def begin_counting_refusals(self, providers: Iterable[str]) -> None:
+        """Begin the series of 429 with 0: of a series that begins with 1, Prometheus sees no increase."""
+        for provider in providers:
+            self.upstream_errors.labels(provider, "429")
+
     def count_upstream_error(self, provider: str, status: int | None) -> None:
         known = status is not None and 400 <= status < 600  # noqa: PLR2004 - others would be further series
         text = "connection" if status is None else str(status) if known else "other"

@@ -38,7 +38,7 @@ class Depths(_Answer):
 
 
 class Totals(_Answer):
-    """How the requests since the start have ended; `limited` are those that the provider has refused with 429."""
+    """How the requests since the start have ended; `limited` are those that the upstream has refused with 429."""
 
     requests: Count
     answered: Count

@@ -414,11 +414,11 @@ async def test_charts_of_what_prometheus_knows(loop: Loop) -> None:
         figures = dict(re.findall(r"<figcaption>(.*?)[ <].*?</figcaption>\s*(<svg.*?</svg>)", page, re.DOTALL))
         titles = re.findall(r"<figcaption>(.*?) +<small>", page)
         assert titles == [
-            "Requests", "Sent by client", "Rate", "Refused by the provider (429)", "Time until the provider answers",
+            "Requests", "Sent by client", "Rate", "Refused by the upstream (429)", "Time until the upstream answers",
             "Time in the queue (p95)",
         ]  # fmt: skip
         for title, values in (
-            ("Requests", {"all": 33, "answered": 24, "refused by the provider (429)": 6, "refused by the gateway": 3}),
+            ("Requests", {"all": 33, "answered": 24, "refused by the upstream (429)": 6, "refused by the gateway": 3}),
             ("Sent", {"batch": 26, "coder": 4}),
             ("Rate", {"sent": 30, "effective rate": 45, "base rate": 60}),
             ("Refused", {"p": 6}),
