@@ -1,4 +1,4 @@
-# One image for the exporter and the remediator; docker-compose.yml selects the command.
+# One image for all programs; docker-compose.yml selects the command.
 # BASE_IMAGE: any image with Python 3.11 or newer as `python3`, and its venv module.
 ARG BASE_IMAGE=python:3.12.12-slim-bookworm
 
@@ -41,12 +41,12 @@ ARG PACKAGES=openssh-client
 RUN [ -z "$PACKAGES" ] || { apt-get update && apt-get install --yes --no-install-recommends $PACKAGES && rm -rf /var/lib/apt/lists/*; }
 # Any user can run the image: docker-compose.yml runs it as the owner of the configuration.
 RUN printf 'defib:x:10001:10001::/var/lib/defib:/usr/sbin/nologin\n' >>/etc/passwd \
-    && mkdir -p /etc/defib /var/lib/defib /var/lib/defib-exporter /var/lib/defib-deadman /var/cache/defib /var/backups/defib \
-    && chmod 1777 /var/lib/defib /var/lib/defib-exporter /var/lib/defib-deadman /var/cache/defib /var/backups/defib
+    && mkdir -p /etc/defib /var/lib/defib /var/lib/defib-exporter /var/lib/defib-deadman /var/lib/defib-gateway /var/cache/defib /var/backups/defib \
+    && chmod 1777 /var/lib/defib /var/lib/defib-exporter /var/lib/defib-deadman /var/lib/defib-gateway /var/cache/defib /var/backups/defib
 COPY --from=built /opt/defib /opt/defib
 ENV PATH=/opt/defib/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 CACHE_DIRECTORY=/var/cache/defib
 USER 10001:10001
 WORKDIR /var/lib/defib
-EXPOSE 9999 9998 9095 9191
+EXPOSE 9999 9998 9095 9190 9192
 ENTRYPOINT ["defib"]
 CMD ["--help"]

@@ -13,48 +13,57 @@ from defib.config_archive import ConfigArchive
 from exporter.heartbeats import backup as heartbeat_backup
 from exporter.heartbeats.backup import HeartbeatBackup
 from fleet.inventory.model import Inventory
+from gateway import backup as gateway_backup
+from gateway.backup import StateBackup
 from remediator.record import backup
 from remediator.record.backup import Backup, path_of
 from runtime.database_files import PART, BackupError, translate_os_errors
 from runtime.errors import DefibError
 
 MIN_KEPT = 3  # newest files of each kind that are never removed, so that a clock that is wrong cannot remove all
-RECORD, HEARTBEATS, CONFIGURATION = NAMES = (
-    "defib-%Y%m%dT%H%M%S.db", "heartbeats-%Y%m%dT%H%M%S.db", "config-%Y%m%dT%H%M%S.tar.gz",
+RECORD, HEARTBEATS, STATE, CONFIGURATION = NAMES = (
+    "defib-%Y%m%dT%H%M%S.db", "heartbeats-%Y%m%dT%H%M%S.db",
+    "gateway-%Y%m%dT%H%M%S.json", "config-%Y%m%dT%H%M%S.tar.gz",
 )  # fmt: skip
 MISSING_SHOWN = 10
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What is backed up: the remediator's database, the exporter's, and the configuration, if they are not None.
+    """What is backed up: the remediator's database, the exporter's, the gateway's state, and the configuration.
 
-    `has_heartbeats` says that the exporter's database must exist; `has_key_file` that its ping key is beside it.
+    What is None is left out. `has_heartbeats` says that the exporter's database must exist; `has_key_file` that its
+    ping key is beside it.
     """
 
     record: str | None
     heartbeats: Path | None
     configuration: Path | None
+    state: Path | None = None
     has_heartbeats: bool = False
     has_key_file: bool = True
 
     @classmethod
     def of(cls, inventory: Inventory, directory: Path, program: str | None) -> "Sources":
-        """Return what belongs to a program, or to both."""
-        settings = inventory.exporter.heartbeats
-        for_remediator = program != "exporter"
+        """Return what belongs to a program, or to all. Raises BackupError if the program has nothing."""
+        settings, gateway = inventory.exporter.heartbeats, inventory.gateway
+        if program == "gateway" and gateway.state_file is None:
+            raise BackupError("gateway.state_file is not set: the gateway stores nothing")
+        for_remediator = program in (None, "remediator")
+        for_gateway = program == "gateway" or (program is None and bool(gateway.upstreams))
         return cls(
             inventory.remediator.database if for_remediator else None,
-            settings.database if program != "remediator" else None,
+            settings.database if program in (None, "exporter") else None,
             directory if for_remediator else None,
+            gateway.state_file if for_gateway else None,
             inventory.has_heartbeats,
             settings.ping_key is None,
         )
 
     @property
     def databases(self) -> Sequence[Path]:
-        record = [] if self.record is None else [path_of(self.record)]
-        return record if self.heartbeats is None else [*record, self.heartbeats]
+        record = None if self.record is None else path_of(self.record)
+        return [each for each in (record, self.heartbeats, self.state) if each is not None]
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,7 @@ class Written:
 
     record: Backup | None
     heartbeats: HeartbeatBackup | None
+    state: StateBackup | None
     configuration: ConfigArchive | None
     removed: tuple[Path, ...]
     problems: tuple[str, ...]
@@ -74,6 +84,7 @@ class _Paths:
 
     record: Path
     heartbeats: Path
+    state: Path
     configuration: Path
 
 
@@ -87,36 +98,40 @@ def back_up(sources: Sources, to: Path, keep: float | None = None) -> Written:
     """
     if keep is not None and not to.is_dir():
         raise BackupError(f"there is no folder {to}; old backups are removed from a folder only")
-    if not to.is_dir() and to.suffix != ".db":
-        raise BackupError(f"there is no folder {to}; the name of a file must end in .db")
+    suffix = ".db" if sources.record is not None or sources.heartbeats is not None else ".json"
+    if not to.is_dir() and to.suffix != suffix:
+        raise BackupError(f"there is no folder {to}; the name of a file must end in {suffix}")
     now = time.time()
     paths = _name_files(to, now, has_record=sources.record is not None)
-    for path in (paths.heartbeats, paths.configuration):
+    for path in (paths.heartbeats, paths.state, paths.configuration):
         if path.exists():
             raise BackupError(f"{path} already exists; choose another name")
     record = None if sources.record is None else backup.back_up(sources.record, paths.record)
     heartbeats, heartbeats_problem = _back_up_heartbeats(sources, paths.heartbeats)
+    state, state_problem = _back_up_state(sources, paths.state)
     configuration, problem = _back_up_configuration(sources, paths)
     complete = [
         name
         for name, is_complete in (
             (RECORD, record is not None),
             (HEARTBEATS, heartbeats is not None),
+            (STATE, state is not None),
             (CONFIGURATION, configuration is not None and not problem),
         )
         if is_complete
     ]
     removed = [] if keep is None else [each for name in complete for each in _remove_older(to, name, now - keep)]
-    problems = tuple(each for each in (heartbeats_problem, problem) if each)
-    return Written(record, heartbeats, configuration, tuple(sorted(removed)), problems)
+    problems = tuple(each for each in (heartbeats_problem, state_problem, problem) if each)
+    return Written(record, heartbeats, state, configuration, tuple(sorted(removed)), problems)
 
 
 def _name_files(to: Path, now: float, *, has_record: bool) -> _Paths:
-    """Return the paths of the files. The given name is that of the record, or of the heartbeats without one."""
+    """Return the paths of the files. The given name is that of the record, or without one, of the program's file."""
     if to.is_dir():
         return _Paths(*(to / time.strftime(name, time.localtime(now)) for name in NAMES))
     heartbeats = to.with_suffix(".heartbeats.db") if has_record else to
-    return _Paths(to, heartbeats, to.with_suffix(".config.tar.gz"))
+    state = to.with_suffix(".gateway.json") if has_record else to
+    return _Paths(to, heartbeats, state, to.with_suffix(".config.tar.gz"))
 
 
 def _back_up_heartbeats(sources: Sources, path: Path) -> tuple[HeartbeatBackup | None, str]:
@@ -136,6 +151,23 @@ def _back_up_heartbeats(sources: Sources, path: Path) -> tuple[HeartbeatBackup |
         reason, is_expected = str(error), False
     fix = "run the command as root, or as the exporter's user with --for exporter"
     return None, "" if is_expected else f"the heartbeats were not backed up: {reason}; {fix}"
+
+
+def _back_up_state(sources: Sources, path: Path) -> tuple[StateBackup | None, str]:
+    """Return the backup of the gateway's state, if it has one, and why it could not be written."""
+    if sources.state is None:
+        return None, ""
+    try:
+        if not sources.state.exists():
+            where = "the gateway has not created it, or runs on another machine: then use --for remediator here"
+            return None, f"there is no state of the gateway {sources.state}; {where}"
+        return gateway_backup.back_up(sources.state, path), ""
+    except PermissionError:  # of a folder that others may not read
+        reason = f"{sources.state} cannot be read"
+    except DefibError as error:
+        reason = str(error)
+    fix = "run the command as root, or as the gateway's user with --for gateway"
+    return None, f"the gateway's state was not backed up: {reason}; {fix}"
 
 
 def _back_up_configuration(sources: Sources, paths: _Paths) -> tuple[ConfigArchive | None, str]:
@@ -158,7 +190,8 @@ def _back_up_configuration(sources: Sources, paths: _Paths) -> tuple[ConfigArchi
 def _leave_out(sources: Sources, paths: _Paths) -> Callable[[Path], bool]:
     """Return a function that finds the files of the databases, which have backups of their own, and earlier backups."""
     databases, folder = [path.resolve() for path in sources.databases], paths.record.parent.resolve()
-    names = {each.name for each in (paths.record, paths.heartbeats, paths.configuration)} | {PART, config_archive.PART}
+    written = (paths.record, paths.heartbeats, paths.state, paths.configuration)
+    names = {each.name for each in written} | {PART, config_archive.PART}
 
     def is_left_out(path: Path) -> bool:
         parent = path.parent.resolve()

@@ -24,7 +24,6 @@ CONFIG_HELP = "configuration directory (default: $DEFIB_CONFIG, ./config, /etc/d
 CREDENTIAL_HELP = "file with a token (default: remediator.token, else the local token, next to the database)"
 GLOBAL_OPTIONS = {"config": "--config", "token_file": "--token-file", "as_json": "--json"}
 SERVERS = ("exporter", "remediator", "gateway")
-WITH_DATABASE = ("exporter", "remediator")
 MAX_EXIT_STATUS = 255
 DEADMAN_FOLDER = "/var/lib/defib-deadman"
 
@@ -217,7 +216,7 @@ def _add_server_commands(added: _Commands) -> None:
     _add_server_options(added.add("gateway", commands.gateway, description), None)
     description = "watch a remediator: notify when its pings stop and return, and of what Alertmanager sends to /alerts"
     deadman = added.add("deadman", commands.deadman, description)
-    _add_server_options(deadman, "0.0.0.0:9191")
+    _add_server_options(deadman, "0.0.0.0:9192")
     help_ = "notify this channel (may be repeated; default: those that are notified of RemediatorDown)"
     channel = deadman.add_argument("--channel", action="append", default=[], metavar="NAME", help=help_)
     _complete_from_inventory(channel, "channels")
@@ -483,7 +482,7 @@ def _add_setup_commands(added: _Commands) -> None:
 
     doctor = added.add("doctor", commands.doctor, "check the whole installation and say how to fix problems", API)
     doctor.add_argument(
-        "--for", dest="program", choices=WITH_DATABASE, help="check only what this program needs, as its user"
+        "--for", dest="program", choices=SERVERS, help="check only what this program needs, as its user"
     )
     hosts = doctor.add_argument("hosts", metavar="HOST", nargs="*", help="check only these hosts")
     _complete_from_inventory(hosts, "hosts")
@@ -559,8 +558,10 @@ def _add_database_commands(added: _Commands) -> None:
     )
     help_ = "then remove backups in the folder that are older, such as 30d, except the newest 3 of each kind"
     backup.add_argument("--keep", metavar="DURATION", help=help_)
-    help_ = "back up only what belongs to this program: the record and the configuration, or the heartbeats"
-    backup.add_argument("--for", dest="program", choices=WITH_DATABASE, help=help_)
-    description = "restore a backup of a database; the program that uses it must not run"
+    help_ = (
+        "only what belongs to this program: the record and the configuration, the heartbeats, or the gateway's state"
+    )
+    backup.add_argument("--for", dest="program", choices=SERVERS, help=help_)
+    description = "restore a backup of a database or of the gateway's state; the program that uses it must not run"
     restore = added.add("restore", commands.restore, description, ["config", "as_json"])
     restore.add_argument("source", metavar="FILE", type=Path, help="a file that `defib backup` has written")

@@ -88,7 +88,12 @@ def _load_client(options: argparse.Namespace, *programs: "Program", warn: bool =
         return _reader(options, "client", *programs)()
     except ConfigurationError:
         directory = find_directory(options.config)
-        for sections in (("remediator", "notify", "exporter"), ("remediator", "notify"), ("remediator",)):
+        for sections in (
+            ("remediator", "notify", "exporter", "gateway"),
+            ("remediator", "notify", "exporter"),
+            ("remediator", "notify"),
+            ("remediator",),
+        ):
             with contextlib.suppress(ConfigurationError):
                 loaded = load_sections(directory, KINDS, sections, programs=("client", *programs))
                 if warn:
@@ -157,11 +162,32 @@ def remediator(options: argparse.Namespace) -> int:
 
 
 def gateway(options: argparse.Namespace) -> int:
+    import os
+
+    from fleet.inventory import sidecar
     from gateway import app
 
-    load = _reader(options, "gateway", strict=True)
+    read = _read_gateway(options)
+    load = partial(sidecar.load_with_variables, read, os.environ)
+    variables = sidecar.list_variables(os.environ)
+    ignored = variables if read().inventory.gateway.upstreams else []
+    level = sidecar.read_variables(os.environ).log_level if variables and not ignored else None
     options.listen = options.listen or load().inventory.gateway.listen
-    return _serve(options, load, app.run)
+    return _serve(options, load, partial(app.run, ignored_variables=ignored), level)
+
+
+def _read_gateway(options: argparse.Namespace) -> "Load":
+    """Return a function that loads the configuration; an empty one if variables may stand for it."""
+    import os
+
+    from fleet.inventory import sidecar
+    from fleet.inventory.documents import has_configuration
+    from fleet.inventory.loading import LoadedInventory
+    from fleet.inventory.model import Inventory
+
+    if sidecar.list_variables(os.environ) and not has_configuration(options.config):
+        return partial(LoadedInventory, Inventory(), frozenset())
+    return _reader(options, "gateway", strict=True)
 
 
 def deadman(options: argparse.Namespace) -> int:
@@ -172,7 +198,9 @@ def deadman(options: argparse.Namespace) -> int:
     return _serve(options, _reader(options, "remediator"), partial(server.run, settings=settings))
 
 
-def _serve(options: argparse.Namespace, load: "Load", server: "Server") -> int:
+def _serve(options: argparse.Namespace, load: "Load", server: "Server", level: int | None = None) -> int:
+    import logging
+
     from runtime import logs, webconfig
     from runtime.lifecycle import ListenAddress, disable_core_dumps, raise_file_limit
     from runtime.redaction import Redactor
@@ -180,7 +208,7 @@ def _serve(options: argparse.Namespace, load: "Load", server: "Server") -> int:
     disable_core_dumps()
     redact = Redactor()
     raise_file_limit()
-    logs.configure(redact)
+    logs.configure(redact, level=logging.INFO if level is None else level)
     web = webconfig.WebConfigFile(options.web_config)
     # Before the server handles SIGHUP, a reload would end the process; the configuration is being loaded anyway.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -442,7 +470,7 @@ def completion(options: argparse.Namespace) -> int:
 def doctor(options: argparse.Namespace) -> int:
     from defib import doctor
 
-    programs: list[Program] = [options.program] if options.program else ["exporter", "remediator"]
+    programs: list[Program] = [options.program] if options.program else ["exporter", "remediator", "gateway"]
 
     def load() -> "LoadedInventory":
         # Checks of single hosts do not need the secrets of the others, of channels and of servers.
@@ -461,7 +489,8 @@ def backup(options: argparse.Namespace) -> int:
     keep = None if options.keep is None else _parse_duration("--keep", options.keep)
     directory, program = find_directory(options.config), options.program
     written = backups.back_up(backups.Sources.of(_load_databases(options), directory, program), options.to, keep)
-    record, heartbeats, configuration = written.record, written.heartbeats, written.configuration
+    record, heartbeats, state = written.record, written.heartbeats, written.state
+    configuration = written.configuration
     if options.as_json:
         print_json(
             {
@@ -471,6 +500,7 @@ def backup(options: argparse.Namespace) -> int:
                 "heartbeats": heartbeats and {
                     "path": str(heartbeats.path), "heartbeats": heartbeats.heartbeats, "bytes": heartbeats.size,
                 },
+                "gateway": state and {"path": str(state.path), "clients": state.clients, "bytes": state.size},
                 "configuration": configuration and {
                     "path": str(configuration.path), "files": configuration.files, "bytes": configuration.size,
                     "missing": list(configuration.missing),
@@ -484,6 +514,8 @@ def backup(options: argparse.Namespace) -> int:
         if heartbeats is not None:
             count = format_count(heartbeats.heartbeats, "heartbeat")
             print_text(f"{heartbeats.path}: {count}, {heartbeats.size} bytes")
+        if state is not None:
+            print_text(f"{state.path}: {format_count(state.clients, 'client')}, {state.size} bytes")
         if configuration is not None:
             files = format_count(configuration.files, "file")
             print_text(f"{configuration.path}: {files}, {configuration.size} bytes")
@@ -497,11 +529,14 @@ def backup(options: argparse.Namespace) -> int:
 def restore(options: argparse.Namespace) -> int:
     from defib.output import format_count, print_json, print_text
     from exporter.heartbeats.backup import is_database
+    from gateway.backup import is_state
     from remediator.record import backup
 
     inventory = _load_databases(options)
     if is_database(options.source):
         return _restore_heartbeats(inventory, options)
+    if is_state(options.source):
+        return _restore_state(inventory, options)
     restored, previous = backup.restore(inventory.remediator.database, options.source)
     if options.as_json:
         moved = str(previous) if previous else None
@@ -537,10 +572,27 @@ def _restore_heartbeats(inventory: "Inventory", options: argparse.Namespace) -> 
     return 0
 
 
+def _restore_state(inventory: "Inventory", options: argparse.Namespace) -> int:
+    from defib.output import format_count, print_json, print_text
+    from gateway import backup
+
+    if inventory.gateway.state_file is None:
+        raise DefibError("gateway.state_file is not set: set it to where the state belongs")
+    restored = backup.restore(inventory.gateway.state_file, options.source)
+    written, previous = restored.backup, restored.previous
+    if options.as_json:
+        moved = str(previous) if previous else None
+        print_json({"path": str(written.path), "clients": written.clients, "previous": moved})
+    else:
+        moved_to = f"; the previous state is now {previous}" if previous else ""
+        print_text(f"{written.path}: {format_count(written.clients, 'client')}{moved_to}")
+    return 0
+
+
 def _load_databases(options: argparse.Namespace) -> "Inventory":
-    """Load the settings of both databases, also while other parts have errors. Raises ConfigurationError."""
-    loaded = _load_client(options, "exporter")
-    loaded.require_resolved("remediator.database", "exporter.heartbeats.database")
+    """Load where the programs store data, also while other parts have errors. Raises ConfigurationError."""
+    loaded = _load_client(options, "exporter", "gateway")
+    loaded.require_resolved("remediator.database", "exporter.heartbeats.database", "gateway.state_file")
     return loaded.inventory
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from fleet.inventory.loading import LoadedInventory
 
+_DATA = ("database", "state_file")  # keys of files that Defib's own accounts write
 SERVICE_ACCOUNTS = range(1, 1000)  # user IDs of accounts that are no people, as in Debian's login.defs
 
 
@@ -30,13 +31,16 @@ def find_exposures(loaded: LoadedInventory) -> list[Exposure]:
     """Check the files of the configuration, the secrets in it, and the keys and other files that it names."""
     named = set(_find_paths(loaded.inventory))
     keys = {path for name, path in named if name == "key_file"}
-    contents = {path for name, path in named if name != "key_file"} | set(loaded.files)
+    data = {path for name, path in named if name in _DATA}
+    contents = {path for name, path in named if name != "key_file"} - data | set(loaded.files)
     # What systemd reads for `${NAME}`.
-    variables = {path.parent / f"{program}.env" for path in loaded.files for program in ("exporter", "remediator")}
+    programs = ("exporter", "remediator", "gateway")
+    variables = {path.parent / f"{program}.env" for path in loaded.files for program in programs}
     found = [
         *map(check_key, sorted(keys)),
         *map(check_secret, sorted(loaded.secret_files | variables)),
         *map(check_content, sorted(contents)),
+        *map(check_data, sorted(data)),
     ]
     return [each for each in found if each is not None]
 
@@ -66,6 +70,11 @@ def check_secret(path: Path) -> Exposure | None:
 def check_content(path: Path) -> Exposure | None:
     """Check a file or directory that Defib obeys, such as known_hosts: other users and Defib's own cannot change it."""
     return _check_writers(path, service_accounts=True) if _stat(path) is not None else None
+
+
+def check_data(path: Path) -> Exposure | None:
+    """Check a file that a program of Defib writes: no other users can change it."""
+    return _check_writers(path, service_accounts=False) if _stat(path) is not None else None
 
 
 def _check_writers(path: Path, *, service_accounts: bool) -> Exposure | None:

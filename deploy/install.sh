@@ -1,8 +1,8 @@
 #!/bin/sh
-# Installs or updates Defib with systemd: two accounts, /opt/defib/VERSION, /etc/defib and the units. Run it as root from a
+# Installs or updates Defib with systemd: three accounts, /opt/defib/VERSION, /etc/defib and the units. Run it as root from a
 # checkout, as often as needed. Files in /etc/defib are not changed, and only services that already run are restarted.
-# The remediator runs as defib, the exporter as defib-exporter. Both read /etc/defib through the group defib; secrets and
-# keys of one program belong to its account.
+# The remediator runs as defib, the exporter as defib-exporter, the gateway, which is optional, as defib-gateway. All read
+# /etc/defib through the group defib; secrets and keys of one program belong to its account.
 # VERSION is the version number with a hash of the sources. Earlier versions stay in /opt/defib;
 # `install.sh --rollback VERSION` activates one of them.
 # Without access to a package index: PIP_NO_INDEX=1 PIP_FIND_LINKS=/path/to/wheels deploy/install.sh
@@ -36,7 +36,7 @@ activate() { # version
     install -m 644 "/opt/defib/$1"/units/*.service /etc/systemd/system/
     if [ -d /run/systemd/system ]; then
         systemctl daemon-reload
-        for unit in defib-exporter defib-remediator defib-deadman; do
+        for unit in defib-exporter defib-remediator defib-deadman defib-gateway; do
             systemctl try-restart "$unit.service"
         done
     else
@@ -63,15 +63,19 @@ list_sources() {
 version=$version-$(list_sources | sha256sum | cut -c1-8)
 
 getent group defib >/dev/null || groupadd --system defib
-getent passwd defib-exporter >/dev/null ||
-    useradd --system --user-group --groups defib --home-dir /nonexistent --no-create-home --shell /usr/sbin/nologin defib-exporter
+for user in defib-exporter defib-gateway; do
+    getent passwd $user >/dev/null ||
+        useradd --system --user-group --groups defib --home-dir /nonexistent --no-create-home --shell /usr/sbin/nologin $user
+done
 getent passwd defib >/dev/null ||
     useradd --system --gid defib --home-dir /var/lib/defib --no-create-home --shell /usr/sbin/nologin defib
 install -d -m 755 /opt/defib
 install -d -o root -g defib -m 750 /etc/defib
 install -d -o defib -g defib -m 700 /var/lib/defib
-# An existing directory is left as it is: it belongs to the user that runs the exporter.
-[ -d /var/lib/defib-exporter ] || install -d -o defib-exporter -g defib-exporter -m 700 /var/lib/defib-exporter
+# An existing directory is left as it is: it belongs to the user that runs the program.
+for user in defib-exporter defib-gateway; do
+    [ -d /var/lib/$user ] || install -d -o $user -g $user -m 700 /var/lib/$user
+done
 # Root writes backups, since only root can read all secrets. An existing directory is left as it is.
 [ -d /var/backups/defib ] || install -d -o root -g root -m 700 /var/backups/defib
 
@@ -140,3 +144,4 @@ echo "Next: edit /etc/defib, then run"
 echo "  sudo -u defib-exporter defib check --for exporter --config /etc/defib"
 echo "  sudo -u defib defib check --for remediator --config /etc/defib"
 echo "  systemctl enable --now defib-exporter defib-remediator defib-deadman"
+echo "With gateway.upstreams (docs/gateway.md), also: systemctl enable --now defib-gateway"

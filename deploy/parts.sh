@@ -9,9 +9,9 @@ demo) programs="prometheus promtool prometheus-alertmanager amtool prometheus-bl
     packages="prometheus prometheus-alertmanager prometheus-blackbox-exporter openssh-server openssh-client
         busybox-static libnss-wrapper" ;;
 test) programs="prometheus promtool prometheus-alertmanager amtool prometheus-blackbox-exporter sshd ssh ssh-agent ssh-add ssh-keygen busybox
-        dockerd docker containerd containerd-shim-runc-v2 runc docker-init tini nginx zsh chromium"
+        dockerd docker containerd containerd-shim-runc-v2 runc docker-init tini nginx redis-server zsh chromium"
     packages="prometheus prometheus-alertmanager prometheus-blackbox-exporter openssh-server openssh-client
-        busybox-static libnss-wrapper docker.io containerd runc tini nginx zsh
+        busybox-static libnss-wrapper docker.io containerd runc tini nginx redis-server zsh
         chromium fonts-dejavu-core fonts-wqy-microhei" ;;
 *) echo "usage: $0 FOLDER demo|test" >&2; exit 2 ;;
 esac

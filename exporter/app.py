@@ -9,7 +9,7 @@ from functools import partial
 import structlog
 
 from exporter.api import add_routes
-from exporter.api.ping_listener import PingListener, create_ping_application
+from exporter.api.ping_listener import PingListener
 from exporter.metrics import ExporterMetrics
 from exporter.probes.net.connections import create_ssl_context
 from exporter.scheduler.probe_scheduler import ProbeScheduler
@@ -52,7 +52,7 @@ async def run(
     app = create_application(
         access, web_config, ready=started.is_set, on_error=lambda _request, error: metrics.count_refusal(error.status)
     )
-    pings = PingListener(create_ping_application(scheduler, web_config), metrics, lambda: web_config.tls)
+    pings = PingListener(scheduler, metrics, web_config)
     current = loaded.inventory
 
     async def apply(inventory: Inventory) -> None:

@@ -1,4 +1,4 @@
-"""The gateway's own HTTP API: its state, its limits, metrics, reload."""
+"""The gateway's own HTTP API: its state, its limits, reload."""
 
 import time
 from collections import Counter
@@ -7,13 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
-from prometheus_client import generate_latest
 
 from fleet.gateway_limits import GatewayLimits, UpstreamLimits
 from fleet.inventory.gateway import PRIORITIES
 from gateway.clients import Clients
 from gateway.metrics import KINDS, GatewayMetrics
-from gateway.proxy import PREFIX, Proxy
+from gateway.proxy import PATH, Proxy
 from gateway.upstreams import Upstream, Upstreams
 from runtime.access.audit import AuditEntry, Outcome
 from runtime.access.control import AccessControl, get_identity
@@ -24,7 +23,6 @@ from runtime.times import format_rfc3339
 from runtime.web import add_route
 
 _NONE = (0,) * len(PRIORITIES)
-TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class GatewayApi:
@@ -39,9 +37,6 @@ class GatewayApi:
         self._upstreams, self._clients, self._metrics, self._access = upstreams, clients, metrics, access
         self._reload = reload
         self._started = time.time(), time.monotonic()
-
-    async def show_metrics(self, _request: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(self._metrics.registry), headers={"Content-Type": TEXT})
 
     async def show_status(self, _request: web.Request) -> web.Response:
         return web.json_response(self._describe())
@@ -173,9 +168,9 @@ def _describe_upstream(upstream: Upstream) -> dict[str, Any]:
 
 
 def add_routes(app: web.Application, api: GatewayApi, proxy: Proxy) -> None:
-    add_route(app, "*", f"{PREFIX}/{{path:.*}}", proxy.answer, AccessRequirement.UNCHECKED)  # but a client's token
-    add_route(app, "GET", "/metrics", api.show_metrics, AccessRequirement.SCRAPE)
-    add_route(app, "GET", "/api/v1/status", api.show_status, AccessRequirement.VIEWER)
+    add_route(app, "*", PATH, proxy.answer, AccessRequirement.UNCHECKED)  # but a client's token
+    for path in ("/api/v1/status", "/status"):
+        add_route(app, "GET", path, api.show_status, AccessRequirement.VIEWER)
     add_route(app, "PUT", "/api/v1/limits", api.set_limits, AccessRequirement.ADMIN)
     add_route(app, "POST", "/api/v1/upstreams/{name}/reset", api.reset, AccessRequirement.ADMIN)
     add_route(app, "POST", "/-/reload", api.reload, AccessRequirement.ADMIN)

@@ -1,8 +1,9 @@
 """The gateway process: load the configuration, pass requests on, reload, drain, stop."""
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -14,6 +15,7 @@ from gateway import state
 from gateway.api import GatewayApi, add_routes
 from gateway.bodies import BodyMemory
 from gateway.clients import Clients
+from gateway.health import add_health_routes, is_ready, listen_for_scrapes
 from gateway.metrics import GatewayMetrics
 from gateway.proxy import Proxy
 from gateway.upstreams import LoopClock, Upstreams, open_sent_file
@@ -21,6 +23,7 @@ from runtime.access.audit import write_to_log
 from runtime.access.control import AccessControl
 from runtime.access.roles import Role
 from runtime.access.tokens import ConfiguredTokens
+from runtime.connections import CONNECTION_LIMITS, ConnectionLimits
 from runtime.errors import StartError
 from runtime.http_checks import PASSES_BODIES
 from runtime.lifecycle import ListenAddress, Reloader, freeze_garbage_collector, serve
@@ -28,7 +31,8 @@ from runtime.redaction import Redactor
 from runtime.web import create_application
 from runtime.webconfig import WebConfigFile
 
-READY_BELOW = 0.9  # of the queue
+# Requests wait for long, and those of many clients may come through one proxy.
+CONNECTIONS = ConnectionLimits(total=12_288, per_address=4096, share_of_files=0.6)
 log = structlog.get_logger()
 
 
@@ -74,16 +78,24 @@ class Gateway:
 
     def is_ready(self) -> bool:
         """Whether an upstream takes requests, and its queue has room."""
-        return any(
-            not each.admission.breaker.is_open and sum(each.admission.depths) <= READY_BELOW * each.admission.queue.size
-            for each in self.upstreams
-        )
+        return is_ready(self.upstreams)
 
 
 async def run(
-    load: Callable[[], LoadedInventory], listen: ListenAddress, web_config: WebConfigFile, redact: Redactor
+    load: Callable[[], LoadedInventory],
+    listen: ListenAddress,
+    web_config: WebConfigFile,
+    redact: Redactor,
+    *,
+    ignored_variables: Sequence[str] = (),
 ) -> None:
-    """Serve until a signal stops the process. Raises ConfigurationError and StartError before anything is started."""
+    """Serve until a signal stops the process. Raises ConfigurationError and StartError before anything is started.
+
+    `ignored_variables` are those for which the configuration leaves no use.
+    """
+    if ignored_variables:
+        effect = "gateway.upstreams is configured, and the configuration alone counts"
+        log.warning("variables_ignored", variables=ignored_variables, effect=effect)
     loaded = await asyncio.to_thread(load)
     settings = loaded.inventory.gateway
     if not settings.upstreams:
@@ -109,12 +121,18 @@ async def run(
         on_error=lambda _request, error: gateway.metrics.count_refusal(error.status),
     )
     app[PASSES_BODIES] = True
+    app[CONNECTION_LIMITS] = CONNECTIONS
     proxy = Proxy(gateway.upstreams, gateway.clients, gateway.bodies, gateway.metrics, gateway.access)
     api = GatewayApi(gateway.upstreams, gateway.clients, gateway.metrics, gateway.access, reload)
     add_routes(app, api, proxy)
+    add_health_routes(app, gateway.upstreams, gateway.metrics)
     writer = state.StateWriter(settings.state_file, gateway.dump)
-
-    try:
+    async with contextlib.AsyncExitStack() as cleanup:
+        cleanup.push_async_callback(gateway.upstreams.close)
+        scrapes = await listen_for_scrapes(
+            settings.metrics_listen or "", gateway.access, web_config, gateway.upstreams, gateway.metrics
+        )
+        cleanup.push_async_callback(scrapes.close)
         await serve(
             "gateway",
             app,
@@ -126,5 +144,3 @@ async def run(
             drain=proxy.drain,
             ends_with_client=True,
         )
-    finally:
-        await gateway.upstreams.close()

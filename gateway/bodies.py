@@ -5,7 +5,6 @@ import json
 import re
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from aiohttp import web
 
@@ -18,29 +17,23 @@ _OBJECT = re.compile(rb"\s*\{")
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Body:
-    """A body as it was received, and as JSON if it is an object."""
+    """A body as it was received, and what its JSON says, which itself would take many times the memory."""
 
     content: bytes = field(repr=False)
-    value: dict[str, Any] = field(default_factory=dict, repr=False)
+    model: str | None = None
+    max_completion: int | None = None  # the largest number of tokens that the response may have
 
-    @property
-    def model(self) -> str | None:
-        model = self.value.get("model")
-        return model if isinstance(model, str) else None
-
-    @property
-    def max_completion(self) -> int | None:
-        """The largest number of tokens that the response may have."""
-        found = [self.value[name] for name in _LIMITS if isinstance(self.value.get(name), int)]
-        return max(0, min(found)) if found else None
-
-    def with_model(self, model: str | None) -> bytes:
+    async def with_model(self, model: str | None) -> bytes:
         """Return the content, written anew where another name replaces that of the model."""
         if model is None:
             return self.content
-        return json.dumps({**self.value, "model": model}, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        return await parse_body(lambda content: _replace_model(content, model), self.content)
+
+
+def _replace_model(content: bytes, model: str) -> bytes:
+    return json.dumps({**decode_json(content), "model": model}, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
 class BodyMemory:
@@ -69,7 +62,7 @@ class BodyMemory:
                 parts.append(part)
             content = b"".join(parts)
             parts.clear()
-            yield Body(content, await _parse(request, content))
+            yield await _parse(request, content)
         finally:
             self.used -= size
 
@@ -82,19 +75,29 @@ async def _iterate(request: web.Request) -> AsyncIterator[bytes]:
         raise GatewayError(400, "bad_request", "cannot read the body") from error
 
 
-async def _parse(request: web.Request, content: bytes) -> dict[str, Any]:
-    """Return the JSON object, empty if the body is anything else: that is the upstream's affair."""
+async def _parse(request: web.Request, content: bytes) -> Body:
+    """Read the JSON object, if the body is one: anything else is the upstream's affair."""
     if _OBJECT.match(content) is None or "Content-Encoding" in request.headers:
-        return {}
+        return Body(content)
     try:
-        value = await parse_body(decode_json, content)
+        return await parse_body(read_body, content)
     except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        return Body(content)
+
+
+def read_body(content: bytes) -> Body:
+    """Read a JSON object. Raises ValueError and RecursionError."""
+    value = decode_json(content)
+    model = value.get("model")
+    limits = [value[name] for name in _LIMITS if isinstance(value.get(name), int)]
+    return Body(content, model if isinstance(model, str) else None, max(0, min(limits)) if limits else None)
 
 
 def iterate_parts(content: bytes) -> Iterator[bytes]:
-    """Yield a long body in parts."""
+    """Yield a body in parts, if it is long."""
+    if len(content) <= PART:
+        yield content
+        return
     view = memoryview(content)
     for start in range(0, len(view), PART):
         yield bytes(view[start : start + PART])

@@ -1,15 +1,17 @@
 """One request to one upstream: send it, and pass the response on as it arrives."""
 
 import asyncio
+import contextlib
 import os
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 from multidict import CIMultiDict
 from yarl import URL
 
@@ -17,11 +19,9 @@ from gateway import answers
 from gateway.admission import Permit
 from gateway.bodies import iterate_parts
 from gateway.headers import response_headers
-from gateway.pools import CONNECT_TIMEOUT
 from gateway.upstreams import Upstream
 from gateway.usage import UsageReader
 
-LONG = 64 * 1024  # bytes; a longer body arrives long after its first bytes were written
 EXAMINED = 64 * 1024  # bytes of a refusal that are read before it is passed on
 _LIMITED, _SERVER_ERROR, _UNAVAILABLE = 429, 500, 503
 
@@ -38,6 +38,34 @@ class Call:
     url: URL
     headers: CIMultiDict[str]
     content: bytes
+
+
+class _Content(aiohttp.Payload):
+    """The body of a request, which notes when it is sent."""
+
+    def __init__(self, content: bytes, permit: Permit) -> None:
+        super().__init__(content)
+        self._size, self._permit = len(content), permit
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return bytes(self._value).decode(encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        self._permit.begin_sending()
+        for part in iterate_parts(self._value):
+            await writer.write(part)
+        self._permit.mark_sent()
+
+
+class _Answer(web.StreamResponse):
+    """A response whose headers are sent with the first part of its body, unless `send_headers` is called before."""
+
+    _send_headers_immediately = False
+
+    def send_headers(self) -> None:
+        writer: Any = self._payload_writer
+        if writer is not None:
+            writer.send_headers()
 
 
 class Exchange:
@@ -66,18 +94,18 @@ class Exchange:
 
     async def send(self, session: aiohttp.ClientSession, call: Call) -> None:
         """Send the request, and wait until the response begins. Raises UpstreamError."""
-        timeout = self.upstream.settings.timeout
         started = time.monotonic()
+        if not call.content:
+            self._permit.begin_sending()
         try:
             self._response = await session.request(
                 call.method,
                 call.url,
                 headers=call.headers,
-                data=self._body(call),
+                data=_Content(call.content, self._permit) if call.content else None,
                 allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=timeout),
+                timeout=self.upstream.timeout,
                 server_hostname=self.upstream.settings.tls.server_name,
-                trace_request_ctx=self._permit.begin_sending if len(call.content) > LONG else self._permit.mark_sent,
             )
             self._permit.mark_sent()
             if self.status == _LIMITED:
@@ -87,16 +115,6 @@ class Exchange:
             raise UpstreamError(_describe(error)) from error
         finally:
             self.seconds = time.monotonic() - started
-
-    def _body(self, call: Call) -> bytes | AsyncIterator[bytes] | None:
-        if len(call.content) <= LONG:
-            return call.content or None
-        return self._send_parts(call)
-
-    async def _send_parts(self, call: Call) -> AsyncIterator[bytes]:
-        for part in iterate_parts(call.content):
-            yield part
-        self._permit.mark_sent()
 
     async def _read_first(self) -> bytes:
         """Read a refusal, as far as is needed to see its kind."""
@@ -120,13 +138,17 @@ class Exchange:
 
         The connection with the client is then closed, too: what was passed on must not look complete.
         """
-        headers = response_headers(self.response.headers)
-        answer = web.StreamResponse(status=self.status, reason=self.response.reason, headers=headers)
+        content = self.response.content
+        answer = _Answer(
+            status=self.status, reason=self.response.reason, headers=response_headers(self.response.headers)
+        )
         await answer.prepare(request)
-        _send_headers(answer)
         try:
-            part = self._first or await self._read_part()
-            while part:
+            part = self._first or self._take_part()
+            if not part:  # what comes later must not delay the headers
+                answer.send_headers()
+                part = await self._read_part()
+            while part and not content.at_eof():
                 usage.add(part)
                 await answer.write(part)
                 part = await self._read_part()
@@ -134,14 +156,19 @@ class Exchange:
             if request.transport is not None:
                 request.transport.close()
             raise
-        await answer.write_eof()
+        usage.add(part)
+        await answer.write_eof(part)
         return answer
 
+    def _take_part(self) -> bytes:
+        """Return the part of the body that has arrived, empty if there is none yet."""
+        with _translating():
+            return self.response.content.read_nowait()
+
     async def _read_part(self) -> bytes:
-        try:
+        """Return the next part of the body, empty at its end."""
+        with _translating():
             return await self.response.content.readany()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise UpstreamError(_describe(error)) from error
 
     def close(self) -> None:
         """End the exchange: a response that was not read to its end ends the connection with the upstream."""
@@ -149,11 +176,13 @@ class Exchange:
             self._response.close()
 
 
-def _send_headers(answer: web.StreamResponse) -> None:
-    """Send the headers now: aiohttp would keep them until the first part of the body arrives."""
-    writer: Any = answer._payload_writer  # noqa: SLF001 - there is no other way
-    if writer is not None:
-        writer.send_headers()
+@contextlib.contextmanager
+def _translating() -> Iterator[None]:
+    """Raise UpstreamError for what aiohttp raises while it reads."""
+    try:
+        yield
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise UpstreamError(_describe(error)) from error
 
 
 def _describe(error: Exception) -> str:

@@ -27,7 +27,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Task:
-    """What a client wants: the request, its body, the path below the upstream's base, and its priority."""
+    """What a client wants: the request, its body, its path with the query, and its priority."""
 
     request: web.Request
     client: Client
@@ -65,9 +65,8 @@ class Handling:
     async def _try(self, route: Route, *, is_last: bool) -> web.StreamResponse | None:
         """Return the response of an upstream, or None if the next one is to be tried. Raises GatewayError."""
         upstream = self._upstream = self._upstreams[route.upstream]
-        call = self._create_call(upstream, route)
         try:
-            permit = await upstream.admission.admit(self._apply(upstream, call, has_fallback=not is_last))
+            permit = await upstream.admission.admit(self._apply(upstream, has_fallback=not is_last))
         except RefusedError as error:
             self._outcome = error.reason
             if is_last:
@@ -77,22 +76,23 @@ class Handling:
         exchange = Exchange(upstream, permit)
         try:
             self._outcome = "cancelled"
+            call = await self._create_call(upstream, route)
             return await self._exchange(exchange, permit, call, is_last=is_last)
         finally:
             exchange.close()
             permit.close()
 
-    def _create_call(self, upstream: Upstream, route: Route) -> Call:
+    async def _create_call(self, upstream: Upstream, route: Route) -> Call:
         request = self._task.request
-        content = self._task.body.with_model(route.model)
+        content = await self._task.body.with_model(route.model)
         headers = request_headers(request.headers, upstream.api_key)
         if content or "Content-Length" in request.headers:
             headers["Content-Length"] = str(len(content))
-        return Call(request.method, URL(f"{upstream.base}{self._task.path}", encoded=True), headers, content)
+        return Call(request.method, URL(upstream.url_of(self._task.path), encoded=True), headers, content)
 
-    def _apply(self, upstream: Upstream, call: Call, *, has_fallback: bool) -> Applicant:
-        client = self._task.client
-        tokens = upstream.estimator.estimate(len(call.content), self._task.body.max_completion)
+    def _apply(self, upstream: Upstream, *, has_fallback: bool) -> Applicant:
+        client, body = self._task.client, self._task.body
+        tokens = upstream.estimator.estimate(len(body.content), body.max_completion)
         return Applicant(PRIORITIES.index(self._task.priority), client.name, client.share, tokens, has_fallback)
 
     async def _exchange(

@@ -46,7 +46,7 @@ class SentFile:
     def __init__(self, path: Path, now: Callable[[], float] = time.monotonic) -> None:
         """Open or create the file. Raises StartError."""
         self._now = now
-        self._file = _open(path)
+        self._file = open_locked(path)
         try:
             self._map = _map(self._file, path)
         except BaseException:
@@ -118,7 +118,8 @@ def _offset(slot: int) -> int:
     return _HEADER.size + slot * _SLOT.size
 
 
-def _open(path: Path) -> int:
+def open_locked(path: Path) -> int:
+    """Open or create the file for one process alone, and return its descriptor. Raises StartError."""
     try:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:

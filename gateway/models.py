@@ -10,7 +10,6 @@ from yarl import URL
 
 from gateway.admission import Applicant, RefusedError
 from gateway.errors import GatewayError
-from gateway.pools import CONNECT_TIMEOUT
 from gateway.upstreams import Upstream, Upstreams
 from runtime.payloads import decode_json, parse_body
 
@@ -68,6 +67,7 @@ async def _fetch(upstream: Upstream) -> list[dict[str, Any]]:
     """Request the models of an upstream. Raises ValueError, RefusedError, aiohttp.ClientError and TimeoutError."""
     permit = await upstream.admission.admit(Applicant())
     headers = {"Authorization": f"Bearer {upstream.api_key}"} if upstream.api_key else {}
+    permit.begin_sending()
     try:
         async with (
             upstream.pool.use() as session,
@@ -75,10 +75,10 @@ async def _fetch(upstream: Upstream) -> list[dict[str, Any]]:
                 URL(f"{upstream.base}/models", encoded=True),
                 headers=headers,
                 allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT),
-                trace_request_ctx=permit.mark_sent,
+                timeout=upstream.timeout,
             ) as response,
         ):
+            permit.mark_sent()
             body = await response.content.read(MAX_SIZE)
             permit.note_answer(refused=response.status == 429)  # noqa: PLR2004 - too many requests
             if response.status != _OK:

@@ -3,8 +3,6 @@
 import contextlib
 import ssl
 from collections.abc import AsyncIterator
-from types import SimpleNamespace
-from typing import Any
 
 import aiohttp
 
@@ -15,8 +13,6 @@ from runtime.tls import create_client_context
 CONNECT_TIMEOUT = 10.0
 _MAX_HEADER = 32 * 1024
 _SENT_BY_CLIENTS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")  # aiohttp would add its own
-# The function that is called when a request's headers are written.
-BEGIN_SENDING = "begin_sending"
 
 
 def create_tls(tls: TlsSettings) -> ssl.SSLContext:
@@ -33,22 +29,15 @@ def create_tls(tls: TlsSettings) -> ssl.SSLContext:
     return context
 
 
-async def _note_headers(_session: aiohttp.ClientSession, context: SimpleNamespace, _params: Any) -> None:
-    context.trace_request_ctx()
-
-
 class ConnectionPool:
     """The connections with one set of TLS settings. A retired pool closes when its last request has ended."""
 
     def __init__(self, tls: ssl.SSLContext) -> None:
-        trace = aiohttp.TraceConfig()
-        trace.on_request_headers_sent.append(_note_headers)
         self.session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ssl=tls),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             skip_auto_headers=_SENT_BY_CLIENTS,
-            trace_configs=[trace],
             max_line_size=_MAX_HEADER,
             max_field_size=_MAX_HEADER,
         )

@@ -12,21 +12,22 @@ from gateway.handling import SHOWN_MODEL, Handling, Task
 from gateway.headers import PRIORITY, UPSTREAM
 from gateway.metrics import GatewayMetrics
 from gateway.models import ModelList
-from gateway.routing import Route, UnknownUpstreamError
+from gateway.routing import PREFIX, Route, UnknownUpstreamError
 from gateway.upstreams import Upstreams
 from runtime.access.browser import check_fetch_metadata
 from runtime.access.control import AccessControl, set_identity
 from runtime.access.roles import Identity, Role
 from runtime.errors import ApiError
 
-PREFIX = "/v1"
-_MODELS, _MODEL = "/models", re.compile(r"/models/(.+)")
+# A path that is passed on. The gateway's own paths are not, with all below them; browsers request the icon unasked.
+PATH = r"/{path:(?!/*(?:-|api/v1|favicon\.ico|health|metrics|status)(?:/|\Z))[\s\S]+}"
+_MODELS, _MODEL = f"{PREFIX}/models", re.compile(rf"{PREFIX}/models/(.+)")
 # What an upstream could understand as leaving its base, for which alone the key is meant.
 _LEAVES = re.compile(r"(?:^|[/\\]|%2f|%5c)(?:\.|%2e){1,2}(?:$|[/\\?]|%2f|%5c)", re.IGNORECASE)
 
 
 class Proxy:
-    """Answers all requests below `/v1`. After `drain`, it takes no more."""
+    """Answers all requests that are not for the gateway itself. After `drain`, it takes no more."""
 
     def __init__(
         self,
@@ -104,10 +105,18 @@ class Proxy:
         except UnknownUpstreamError as error:
             raise GatewayError(404, "upstream_not_found", f"there is no upstream {str(error)[:100]!r}") from error
         if routes:
-            return routes
+            return self._keep_possible(routes, path)
         if model is None:
             raise GatewayError(404, "model_not_found", "the request names no model, and gateway.default is not set")
         raise GatewayError(404, "model_not_found", f"no upstream has the model {model[:SHOWN_MODEL]!r}")
+
+    def _keep_possible(self, routes: list[Route], path: str) -> list[Route]:
+        """Return the upstream of a request, and those of its fallbacks that have the path. Raises GatewayError."""
+        possible = [route for route in routes if self._upstreams[route.upstream].has_path(path)]
+        if possible[:1] != routes[:1]:
+            message = f"{routes[0].upstream} has no paths outside {PREFIX}: its url does not end in {PREFIX}"
+            raise GatewayError(404, "path_not_found", message)
+        return possible
 
 
 def _find_token(request: web.Request) -> str:
@@ -119,11 +128,10 @@ def _find_token(request: web.Request) -> str:
 
 
 def _find_path(request: web.Request) -> str:
-    """Return the path below the upstream's base, with its query, as the client has written it. Raises GatewayError."""
+    """Return the path with its query, as the client has written it. Raises GatewayError."""
     target = request.raw_path
     if not target.startswith("/"):  # in absolute form
         target = "/" + target.split("/", 3)[-1]
-    path = target.removeprefix(PREFIX)
-    if _LEAVES.search(path.partition("?")[0]):
+    if _LEAVES.search(target.partition("?")[0]):
         raise GatewayError(400, "bad_request", "the path must not have the parts . and ..")
-    return path
+    return target

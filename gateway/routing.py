@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+PREFIX = "/v1"  # of the paths that OpenAI's API has
+
 
 @dataclass(frozen=True)
 class Route:
@@ -20,6 +22,11 @@ class UpstreamModels:
     match: Sequence[str] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
     fallback: Sequence[str] = ()
+
+
+def is_versioned(path: str) -> bool:
+    """Whether a path, which may have a query, is below `/v1`."""
+    return path.startswith((f"{PREFIX}/", f"{PREFIX}?")) or path == PREFIX
 
 
 class UnknownUpstreamError(Exception):

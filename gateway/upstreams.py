@@ -1,13 +1,16 @@
 """The upstreams of the configuration, with what each has learned; a reload keeps that, also when it renames one."""
 
 import asyncio
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import aiohttp
 import structlog
 
 from fleet.inventory.endpoints import TlsSettings
@@ -15,9 +18,9 @@ from fleet.inventory.gateway import PRIORITIES, GatewaySettings, QueueSettings, 
 from gateway.admission import Admission, Clock, Limits, QueueRules, Timer
 from gateway.ledger import Ledger, SentFile, key_of
 from gateway.metrics import UpstreamState
-from gateway.pools import ConnectionPool, create_tls
+from gateway.pools import CONNECT_TIMEOUT, ConnectionPool, create_tls
 from gateway.retreat import STATES, Retreat
-from gateway.routing import Router, UpstreamModels
+from gateway.routing import PREFIX, Router, UpstreamModels, is_versioned
 from gateway.state import sent_path
 from gateway.usage import Estimator
 
@@ -44,6 +47,11 @@ class Upstream:
     estimator: Estimator
     pool: ConnectionPool
 
+    @functools.cached_property
+    def timeout(self) -> aiohttp.ClientTimeout:
+        """For connecting, and for silence; there is none for the whole response."""
+        return aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=self.settings.timeout)
+
     @property
     def provider(self) -> str:
         return self.settings.provider or self.name
@@ -51,6 +59,16 @@ class Upstream:
     @property
     def base(self) -> str:
         return self.settings.url.rstrip("/")
+
+    def has_path(self, path: str) -> bool:
+        """Whether requests with a path of the gateway can be sent: outside `/v1`, if the URL ends in `/v1`."""
+        return is_versioned(path) or urlsplit(self.base).path.endswith(PREFIX)
+
+    def url_of(self, path: str) -> str:
+        """Return the URL of a path of the gateway that the upstream has."""
+        if is_versioned(path):
+            return self.base + path.removeprefix(PREFIX)
+        return self.base.removesuffix(PREFIX) + path
 
     @property
     def api_key(self) -> str | None:

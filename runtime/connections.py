@@ -12,6 +12,7 @@ import resource
 import socket
 import ssl
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 from aiohttp import StreamReader, web
@@ -23,10 +24,6 @@ from runtime.logs import LimitedLog
 from runtime.metrics import ProgramMetrics
 from runtime.pacing import PacedProtocol, RequestPacer
 
-MAX_CONNECTIONS = 2048
-MAX_CONNECTIONS_PER_ADDRESS = 512
-MAX_TLS_CONNECTIONS = 512  # each takes more than a megabyte while its client sends as fast as it can
-MAX_TLS_CONNECTIONS_PER_ADDRESS = 256
 HANDSHAKE_TIMEOUT = 10.0  # of TLS
 HEADERS_TIMEOUT = 10.0  # from the connection, or from the first byte of a later request
 BODY_TIMEOUT = 30.0
@@ -47,13 +44,29 @@ _BAD_REQUEST = 400
 _log = LimitedLog()
 
 
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """How many connections a server has at most, and how much of the limit of open files they may take."""
+
+    total: int = 2048
+    per_address: int = 512
+    tls: int = 512  # each takes more than a megabyte while its client sends as fast as it can
+    tls_per_address: int = 256
+    share_of_files: float = 0.25
+
+
+DEFAULT_LIMITS = ConnectionLimits()
+CONNECTION_LIMITS = web.AppKey("connection_limits", ConnectionLimits)
+
+
 class Connections:
     """The open connections of a server."""
 
     def __init__(self, app: web.Application, server: web.Server, metrics: ProgramMetrics) -> None:
         self._server, self._metrics = server, metrics
         self._headers = app[RESPONSE_HEADERS]
-        self._file_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
+        self._limits = app.get(CONNECTION_LIMITS, DEFAULT_LIMITS)
+        self._file_limit = int(resource.getrlimit(resource.RLIMIT_NOFILE)[0] * self._limits.share_of_files)
         self._passes_bodies = app.get(PASSES_BODIES, False)
         self._count = 0
         self._by_address: dict[str, dict[Connection, None]] = {}
@@ -80,12 +93,15 @@ class Connections:
                 connection.drop("handshake")
             self.remove(connection)
             client.close()
+        finally:
+            connection.opening = None
 
     def add(self, connection: "Connection", *, has_tls: bool) -> None:
         """Add a new connection. At a limit, drop one that can be spared, or the new one if there is none."""
-        limit, limit_per_address = MAX_CONNECTIONS, MAX_CONNECTIONS_PER_ADDRESS
+        limits = self._limits
+        limit, limit_per_address = limits.total, limits.per_address
         if has_tls:
-            limit, limit_per_address = MAX_TLS_CONNECTIONS, MAX_TLS_CONNECTIONS_PER_ADDRESS
+            limit, limit_per_address = limits.tls, limits.tls_per_address
         siblings = self._by_address.get(connection.address, {})
         candidates: list[dict[Connection, None]] = []
         if len(siblings) >= limit_per_address:

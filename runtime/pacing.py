@@ -14,31 +14,35 @@ class RequestPacer:
     def __init__(self, in_a_turn: int = 8) -> None:
         self._in_a_turn = in_a_turn
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        self._begun = 0  # in this turn
         self._is_scheduled = False
 
     async def wait(self, queue: str) -> None:
         """Wait until a request of this queue may begin."""
         loop = asyncio.get_running_loop()
-        turn = loop.create_future()
-        self._waiting.setdefault(queue, deque()).append(turn)
         if not self._is_scheduled:
             self._is_scheduled = True
-            loop.call_soon(self._begin_some, loop)
+            loop.call_soon(self._begin_turn, loop)
+        if self._begun < self._in_a_turn and not self._waiting:
+            self._begun += 1
+            return
+        turn = loop.create_future()
+        self._waiting.setdefault(queue, deque()).append(turn)
         await turn
 
-    def _begin_some(self, loop: asyncio.AbstractEventLoop) -> None:
-        begun = 0
-        while self._waiting and begun < self._in_a_turn:
+    def _begin_turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._begun = 0
+        while self._waiting and self._begun < self._in_a_turn:
             name, queue = self._waiting.popitem(last=False)
             turn = queue.popleft()
             if queue:
                 self._waiting[name] = queue
             if not turn.done():  # else its client has gone
                 turn.set_result(None)
-                begun += 1
-        self._is_scheduled = bool(self._waiting)
+                self._begun += 1
+        self._is_scheduled = self._begun > 0
         if self._is_scheduled:
-            loop.call_soon(self._begin_some, loop)
+            loop.call_soon(self._begin_turn, loop)
 
 
 class PacedProtocol(asyncio.Protocol, Generic[P]):

@@ -22,6 +22,7 @@ log = structlog.get_logger()
 limited_log = LimitedLog()
 _CLIENT_ERROR, _UNAUTHORIZED = 400, 401
 MAX_LOCAL_PATH = 500  # characters
+MAX_BODY = 64 * 1024  # bytes of a request
 MAX_READING = 64  # requests of one caller that are being answered; more are refused
 
 
@@ -31,27 +32,18 @@ def create_application(
     *,
     ready: Callable[[], bool],
     get_health_problem: Callable[[], str | None] = lambda: None,
-    max_body: int = 64 * 1024,
+    max_body: int = MAX_BODY,
     at_once: int = MAX_READING,
     sign_in: str = "",
     on_error: Callable[[web.Request, ApiError], None] = lambda _request, _error: None,
 ) -> web.Application:
-    """Return an application with access control, uniform errors, health, readiness and the caller's identity.
+    """Return an application as `create_base_application`, with health, readiness and the caller's identity.
 
     `get_health_problem` returns what makes the program unhealthy, or None.
-    `at_once` is how many requests that only read are answered for one caller at a time; the others wait.
-    Browsers without a session are sent to the path `sign_in`. `on_error` is called for each request that ended with an
-    ApiError.
     """
-    app = web.Application(client_max_size=max_body, middlewares=[_errors, _access])
-    app[_ACCESS] = access
-    app[_REQUIREMENTS] = {}
-    app[_ON_ERROR] = on_error
-    app[_SIGN_IN] = sign_in
-    app[_READING] = {}
-    app[_TURNS], app[_AT_ONCE] = WeakValueDictionary(), at_once
-    add_response_headers(app, web_config)
-    app.on_startup.append(_check_routes)
+    app = create_base_application(
+        access, web_config, max_body=max_body, at_once=at_once, sign_in=sign_in, on_error=on_error
+    )
 
     async def healthy(_request: web.Request) -> web.Response:
         problem = get_health_problem()
@@ -71,6 +63,33 @@ def create_application(
     add_route(app, "GET", "/-/ready", is_ready, AccessRequirement.UNCHECKED)
     add_route(app, "GET", "/api/v1/identity", show_identity, AccessRequirement.VIEWER)
     add_route(app, "GET", "/api/v1/access", show_access, AccessRequirement.ADMIN)
+    return app
+
+
+def create_base_application(
+    access: AccessControl,
+    web_config: WebConfigFile,
+    *,
+    max_body: int = MAX_BODY,
+    at_once: int = MAX_READING,
+    sign_in: str = "",
+    on_error: Callable[[web.Request, ApiError], None],
+) -> web.Application:
+    """Return an application with access control and uniform errors, and without routes.
+
+    `at_once` is how many requests that only read are answered for one caller at a time; the others wait.
+    Browsers without a session are sent to the path `sign_in`. `on_error` is called for each request that ended with an
+    ApiError.
+    """
+    app = web.Application(client_max_size=max_body, middlewares=[_errors, _access])
+    app[_ACCESS] = access
+    app[_REQUIREMENTS] = {}
+    app[_ON_ERROR] = on_error
+    app[_SIGN_IN] = sign_in
+    app[_READING] = {}
+    app[_TURNS], app[_AT_ONCE] = WeakValueDictionary(), at_once
+    add_response_headers(app, web_config)
+    app.on_startup.append(_check_routes)
     return app
 
 
@@ -186,8 +205,8 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     except asyncio.CancelledError:
         raise
     except Exception as raised:  # a request is where a task begins
-        if isinstance(raised, ConnectionError) and (request.transport is None or request.transport.is_closing()):
-            raise  # the client has gone
+        if _is_from_closed_connection(request, raised):
+            raise ConnectionResetError("the client has gone") from raised
         if limited_log.admits("request_failed"):
             log.exception("request_failed", method=request.method, path=request.path)
         error = ApiError(500, "internal", "internal error; see the log")
@@ -201,6 +220,12 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await request.app[ERROR_PAGE](request, error)
     body = {"error": {"code": error.code, "message": error.message}}
     return web.json_response(body, status=error.status, headers=error.headers)
+
+
+def _is_from_closed_connection(request: web.Request, error: Exception) -> bool:
+    if request.transport is not None and not request.transport.is_closing():
+        return False
+    return isinstance(error, ConnectionError) or str(error) == "Connection closed."  # as aiohttp's reading raises it
 
 
 def relative_path(request: web.Request, path: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from defib.doctor import channels, database, heartbeats, hosts, monitoring, programs
+from defib.doctor import channels, database, gateway, heartbeats, hosts, monitoring, programs
 from defib.doctor.files import check_files
 from defib.doctor.findings import Finding, check_with_timeout
 from defib.doctor.server import ServerCheck, check_server
@@ -32,6 +32,7 @@ SERVERS: tuple[tuple[str, ServerCheck], ...] = (
     ("exporter", programs.check_exporter),
     ("remediator", programs.check_remediator),
     ("console", programs.check_console),
+    ("gateway", gateway.check_gateway),
     ("prometheus", monitoring.check_prometheus),
     ("alertmanager", monitoring.check_alertmanager),
     ("grafana", monitoring.check_grafana),
@@ -132,7 +133,7 @@ async def _check_all_but_hosts(
     checks: list[Awaitable[Sequence[Finding]]] = [
         check_with_timeout(SERVER_TIMEOUT, name, partial(check_server, name, check, inventory))
         for name, check in SERVERS
-        if name == "exporter" or "remediator" in programs
+        if name in programs or ("remediator" in programs and name != "gateway")
     ]
     checks.append(check_with_timeout(SERVER_TIMEOUT, SUBJECT, partial(check_sources, loaded)))
     if "exporter" in programs:

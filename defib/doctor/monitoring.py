@@ -20,10 +20,11 @@ from fleet.json_client import http_client
 
 LOOKBACK = 300.0  # seconds for which Prometheus treats a sample as current
 JOBS = ("defib-exporter", "defib-remediator")
+GATEWAY_JOB = "defib-gateway"
 RECORDED = ("service:up:max", "host:up:max", "ALERTS")  # examples of series that alerts and dashboards use
 WEBHOOK = "/webhook/alertmanager"
 # Where the watcher is: its webhook, and its addresses as shipped, with systemd and with docker compose.
-WATCHER_PATH, WATCHERS = "/alerts", ("http://127.0.0.1:9191", "http://deadman:9191")
+WATCHER_PATH, WATCHERS = "/alerts", ("http://127.0.0.1:9192", "http://deadman:9192")
 
 
 async def check_prometheus(inventory: Inventory) -> Sequence[Finding]:
@@ -37,12 +38,12 @@ async def check_prometheus(inventory: Inventory) -> Sequence[Finding]:
         if response is None:
             return server.findings
         server.add("reachable")
-        _check_targets(server, response.json()["data"]["activeTargets"])
+        jobs = (*JOBS, GATEWAY_JOB) if inventory.gateway.upstreams else JOBS
+        _check_targets(server, response.json()["data"]["activeTargets"], jobs)
         await _check_labels(server)
         config = await server.get("/api/v1/status/config")
         if config is not None:
-            jobs = yaml.safe_load(config.json()["data"]["yaml"]).get("scrape_configs") or []
-            _check_recorded_names(server, jobs)
+            _check_recorded_names(server, yaml.safe_load(config.json()["data"]["yaml"]).get("scrape_configs") or [])
         rules = await server.get("/api/v1/rules")
         if rules is not None:
             _check_rules(server, rules.json()["data"]["groups"])
@@ -53,12 +54,12 @@ async def check_prometheus(inventory: Inventory) -> Sequence[Finding]:
     return server.findings
 
 
-def _check_targets(server: Server, active: Sequence[Mapping[str, Any]]) -> None:
+def _check_targets(server: Server, active: Sequence[Mapping[str, Any]], jobs: Sequence[str]) -> None:
     fix = (
         "see scrape_configs in alerts/prometheus.yml; HTTP 401 or 403: set access.metrics_token and let the job send"
         " it, and add the target's name to access.hosts unless it is an address"
     )
-    for job in JOBS:
+    for job in jobs:
         targets = [each for each in active if each["labels"]["job"] == job]
         down = [
             f"{each['scrapeUrl']}: {each['lastError'] or 'not scraped yet'}"

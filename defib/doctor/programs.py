@@ -26,18 +26,18 @@ RELOAD = "reload it with SIGHUP or POST /-/reload"
 async def check_exporter(inventory: Inventory) -> Sequence[Finding]:
     """Check that the exporter runs with this configuration and accepts the local token."""
     token = inventory.local_token("exporter")
-    server = Server("exporter", inventory.exporter.url, _read(token))
+    server = Server("exporter", inventory.exporter.url, read_token(token))
     async with server.client:
         response = await server.get("/api/v1/services") if await server.get("/-/ready") is not None else None
         if response is None:
             return server.findings
         services = response.json()["services"]
         _compare_services(server, inventory, services)
-        await _check_access(server, token)
+        await check_access(server, token)
     return server.findings
 
 
-async def _check_access(server: Server, token: ConfiguredToken) -> None:
+async def check_access(server: Server, token: ConfiguredToken) -> None:
     """Check that the local token is accepted, and who else has access."""
     if not await server.check_token(token):
         return
@@ -66,7 +66,7 @@ async def _check_callers(server: Server) -> None:
     server.add("use of the local token", problem, "give each script an API token: `defib token create`", severe=False)
 
 
-def _read(token: ConfiguredToken) -> SecretStr | None:
+def read_token(token: ConfiguredToken) -> SecretStr | None:
     try:
         return token.read()
     except TokenError:
@@ -92,11 +92,11 @@ async def check_remediator(inventory: Inventory) -> Sequence[Finding]:
     """Check that the remediator runs, accepts the local token, and receives and sends."""
     settings = inventory.remediator
     token = inventory.local_token("remediator")
-    server = Server("remediator", settings.url, _read(token))
+    server = Server("remediator", settings.url, read_token(token))
     async with server.client:
         if await server.get("/-/ready") is None or not await _is_healthy(server):
             return server.findings
-        await _check_access(server, token)
+        await check_access(server, token)
         await _check_callers(server)
         page = await server.get("/metrics")
         if page is not None:

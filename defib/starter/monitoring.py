@@ -15,7 +15,7 @@ from runtime.errors import DefibError
 
 _SYSTEMD_SHARE = Path("/opt/defib/current/share/defib")  # of the version in use
 _SYSTEMD_SECRETS = Path("/etc/prometheus/secrets")  # which these servers can read
-WATCHER = "127.0.0.1:9191"
+WATCHER = "127.0.0.1:9192"
 _ADDRESSES = {
     "exporter": "127.0.0.1:9999", "remediator": "127.0.0.1:9095", "alertmanager": "127.0.0.1:9093",
     "prometheus": "127.0.0.1:9090", "node-exporter": "127.0.0.1:9100", "deadman": WATCHER,

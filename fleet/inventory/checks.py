@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from fleet.inventory.documents import Document, as_map, as_maps
+from fleet.inventory.gateway_warnings import find_gateway_warnings
 from fleet.inventory.host_selector import matches_host
 from fleet.inventory.kinds import ConfigurableKind, KindTables
 from fleet.inventory.model import Host, Inventory
@@ -73,6 +74,7 @@ def find_warnings(document: Document, inventory: Inventory) -> Iterator[ConfigPr
             for verb, message in _find_unsafe_paths(service.control.options, host):
                 yield document.problem_at(("services", name, "control", service.control.kind, verb), message)
     yield from _find_heartbeat_warnings(document, inventory)
+    yield from (document.problem_at(*each) for each in find_gateway_warnings(inventory.gateway))
     for name, runbook in inventory.runbooks.items():
         hosts = inventory.hosts_of_runbook(runbook)
         if not hosts:

@@ -195,8 +195,24 @@ def _find_node(key: yaml.Node, value: yaml.Node, location: Location) -> yaml.Nod
 
 def find_directory(chosen: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
     """Return the configuration directory: `chosen`, `$DEFIB_CONFIG`, `./config` or `/etc/defib`. Raises StartError."""
-    if chosen is not None:
-        return chosen
+    directory = chosen or _find_default(environ)
+    if directory is None:
+        raise StartError(
+            "no configuration found: set --config or DEFIB_CONFIG to its directory (tried ./config and /etc/defib)"
+        )
+    return directory
+
+
+def has_configuration(chosen: Path | None, environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether there is a configuration directory; a default one without YAML files is none. Raises StartError."""
+    directory = chosen or _find_default(environ)
+    if directory is None or chosen is not None or environ.get("DEFIB_CONFIG"):
+        return directory is not None
+    problems: list[ConfigProblem] = []
+    return any(_find_files(directory, problems)) or bool(problems)  # a file that cannot be read may be one
+
+
+def _find_default(environ: Mapping[str, str]) -> Path | None:
     if environ.get("DEFIB_CONFIG"):
         return Path(environ["DEFIB_CONFIG"])
     for path in (Path("config"), Path("/etc/defib")):
@@ -205,9 +221,7 @@ def find_directory(chosen: Path | None, environ: Mapping[str, str] = os.environ)
                 if not path.is_absolute():
                     _check_trusted(path, environ)
                 return path
-    raise StartError(
-        "no configuration found: set --config or DEFIB_CONFIG to its directory (tried ./config and /etc/defib)"
-    )
+    return None
 
 
 def _check_trusted(directory: Path, environ: Mapping[str, str]) -> None:

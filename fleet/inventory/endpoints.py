@@ -149,7 +149,7 @@ def _check_secret_url(url: SecretStr) -> SecretStr:
     return url
 
 
-def _check_token(token: SecretStr) -> SecretStr:
+def check_token(token: SecretStr) -> SecretStr:
     value = token.get_secret_value()
     if not value.isascii() or not value.isprintable() or " " in value:
         raise ValueError("must be one line of printable ASCII characters without spaces")
@@ -157,7 +157,7 @@ def _check_token(token: SecretStr) -> SecretStr:
 
 
 Token = Annotated[SecretStr, Field(min_length=1)]
-OwnToken = Annotated[Token, AfterValidator(_check_token)]  # one that Defib's servers accept
+OwnToken = Annotated[Token, AfterValidator(check_token)]  # one that Defib's servers accept
 Url = Annotated[str, AfterValidator(check_url)]
 SecretUrl = Annotated[SecretStr, AfterValidator(_check_secret_url)]
 

@@ -90,11 +90,14 @@ class UpstreamSettings(ConfigModel):
 
 
 class MaxWait(ConfigModel):
-    """How long requests of each priority wait: a duration for all, or a map."""
+    """How long requests of each priority wait: a duration for all, or a map.
 
-    urgent: PositiveDuration = 60.0
-    high: PositiveDuration = 60.0
-    normal: PositiveDuration = 60.0
+    By default longer than the 61 s after which the next requests are sent when all of a minute were sent together.
+    """
+
+    urgent: PositiveDuration = 120.0
+    high: PositiveDuration = 120.0
+    normal: PositiveDuration = 120.0
     low: PositiveDuration | None = None  # by default, `low_timeout`
 
     @model_validator(mode="before")
@@ -163,6 +166,7 @@ class ClientSettings(ConfigModel):
 
 class GatewaySettings(ConfigModel):
     listen: Annotated[str, AfterValidator(check_listen)] = "127.0.0.1:9190"
+    metrics_listen: Annotated[str, AfterValidator(check_listen)] | None = None  # for metrics and health alone
     url: Endpoint = Endpoint(url="http://127.0.0.1:9190")  # as browsers know it
     token: OwnToken | None = None
     upstreams: dict[Identifier, UpstreamSettings] = Field(default_factory=dict)

@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 import httpx
-import structlog
 
+from runtime.logs import LimitedLog
 from runtime.tokens import ConfiguredToken, TokenError
 
 CALLER = "remediator"  # as the audit log of the other program would name it
-log = structlog.get_logger()
+limited_log = LimitedLog()
 
 
 class TokenAuth(httpx.Auth):
@@ -38,5 +38,5 @@ class TokenAuth(httpx.Auth):
         try:
             return self._token.read().get_secret_value()
         except TokenError as error:
-            log.warning("token_unreadable", program=self._program, error=str(error))
+            limited_log.warning("token_unreadable", program=self._program, error=str(error))
             return ""

@@ -6,6 +6,7 @@ from tests.bench import (
     access,
     collect,
     console,
+    gateway,
     heartbeats,
     hosts,
     loop,
@@ -32,6 +33,7 @@ BENCHES = {
     "console": console.run,
     "loop": loop.run,
     "heartbeats": heartbeats.run,
+    "gateway": gateway.run,
 }
 
 

@@ -37,6 +37,10 @@ IN_NEXT_SECOND = "while [ -e /var/backups/defib/defib-$(date -u +%Y%m%dT%H%M%S).
 ARCHIVE = "/var/backups/defib/config-20261126T030000.tar.gz"
 SWITCH_ON = "defib automation on --reason test"
 
+GATEWAY = (
+    "{token: a-token-for-admins-only, default: nvidia, state_file: /var/lib/defib-gateway/state, upstreams: "
+    "{nvidia: {url: 'https://integrate.api.nvidia.com/v1', api_key: '${file:secrets/nvidia_api_key}'}}}"
+)
 CREATE_URL = "http://127.0.0.1:9998/ping/$(cat /var/lib/defib-exporter/ping_key)/backup-db-07?create=1"
 
 # By their first lines without comments. Those of STORY run first, in this order.
@@ -74,6 +78,14 @@ BLOCKS = {
         before=IN_NEXT_SECOND, answers=(("git pull &&", ""),), after="until-ready"
     ),
     "sudo defib backup --config /etc/defib /var/backups/defib --keep 30d": Run(before=IN_NEXT_SECOND),
+    "sudo chown defib-gateway": Run(
+        before=f"cd /etc/defib && echo nvapi-key >secrets/nvidia_api_key && cat >gateway.yaml <<'EOF'\ngateway: {GATEWAY}\nEOF",
+        answers=(
+            ("--now defib-gateway", "--now defib-gateway; until curl -fs 127.0.0.1:9190/-/ready; do sleep 0.1; done"),
+        ),
+        prints="PASS  gateway: ready",
+        after="systemctl stop defib-gateway; rm /etc/defib/gateway.yaml /etc/defib/secrets/nvidia_api_key",
+    ),
     "sudo mkdir -m 700 /root/restored": Run(
         before=f"{IN_NEXT_SECOND}; defib backup /var/backups/defib && cp $(ls /var/backups/defib/config-*.gz | tail -n 1) {ARCHIVE}",
         prints="no errors",
@@ -110,8 +122,8 @@ COMMANDS = {
     "defib notify test oncall": Run(sample="oncall: 0: success"),
     "defib notify test tickets": Run(sample="tickets: HTTP 204"),
     "defib deadman": Run(
-        instead="while-serving http://127.0.0.1:9192/-/ready"
-        " defib deadman --channel oncall --listen 127.0.0.1:9192 --directory watcher"
+        instead="while-serving http://127.0.0.1:9193/-/ready"
+        " defib deadman --channel oncall --listen 127.0.0.1:9193 --directory watcher"
     ),
     # Names of commands in a sentence, without their arguments.
     "defib probe": Run(instead="defib probe wiki"),

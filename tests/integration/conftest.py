@@ -24,6 +24,7 @@ from defib.demo.sshd import Sshd
 from defib.demo.stack import reserve_ports
 from fleet.shells.ssh import Login, SshShell
 from tests.integration.loop import Loop
+from tests.integration.model_api import Gateway, ModelApi
 from tests.integration.peers import Transcoder, raw_server, web_server
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -41,6 +42,23 @@ async def host(launcher: Launcher, tmp_path: Path) -> Sshd:
 @pytest.fixture
 async def shell(host: Sshd) -> AsyncIterator[SshShell]:
     made = SshShell(Login("127.0.0.1", host.port, host.user, host.key_file, host.known_hosts))
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[ModelApi]:
+    """A stand-in for a model API."""
+    made = ModelApi()
+    await made.start()
+    yield made
+    await made.stop()
+
+
+@pytest.fixture
+async def gateway(launcher: Launcher, tmp_path: Path, api: ModelApi) -> AsyncIterator[Gateway]:
+    """A gateway before `api`, which a test configures and starts."""
+    made = Gateway(launcher, tmp_path, api)
     yield made
     await made.close()
 

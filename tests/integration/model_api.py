@@ -152,10 +152,13 @@ class Gateway:
         return {"url": self.api.url, "api_key": KEY, "rate": "1000/min", **more}
 
     async def start(self) -> None:
+        await self.launch()
+        await eventually(self.is_healthy)
+
+    async def launch(self) -> None:
         argv = [sys.executable, "-m", "defib", "gateway", "--config", str(self.folder / "config")]
         argv += ["--listen", f"127.0.0.1:{self.port}"]
         self.pid = await self.launcher.start(argv, self.log)
-        await eventually(self.is_healthy)
 
     async def is_healthy(self) -> bool:
         try:

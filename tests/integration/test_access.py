@@ -24,6 +24,7 @@ from defib.demo.launcher import Launcher
 from defib.demo.stack import Stack
 from exporter import api as exporter_api
 from gateway import api as api_of_gateway
+from gateway.health import add_health_routes
 from gateway.proxy import Proxy
 from remediator.chat import feishu_callback
 from remediator.http import (
@@ -81,7 +82,10 @@ ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
     },
     "gateway": {
         **COMMON,
-        ("*", "/v1/{path}"): UNCHECKED,  # but a client's token
+        ("*", "/{path}"): UNCHECKED,  # but a client's token
+        ("GET", "/health"): UNCHECKED,
+        ("GET", "/health/ready"): UNCHECKED,
+        ("GET", "/status"): VIEWER,
         ("GET", "/api/v1/status"): VIEWER,
         ("PUT", "/api/v1/limits"): ADMIN,
         ("POST", "/api/v1/upstreams/{name}/reset"): ADMIN,
@@ -191,6 +195,7 @@ def empty(program: str) -> web.Application:
     elif program == "gateway":
         proxy = Proxy(cast("Any", None), nothing, nothing, nothing, access)
         api_of_gateway.add_routes(app, api_of_gateway.GatewayApi(nothing, nothing, nothing, access, nothing), proxy)
+        add_health_routes(app, nothing, nothing)
     else:
         webhook.add_routes(app, nothing, nothing, nothing)
         read_api.add_routes(app, nothing, nothing, nothing)
@@ -362,7 +367,10 @@ async def test_every_route_by_what_is_shown(loop: Loop) -> None:
                 if path.startswith("/webhook/feishu/"):  # whose credential is a signature
                     assert answer.json()["error"]["code"] == "not_verified"
                     continue
-                if path.startswith("/v1/"):  # whose credential is a client's token, and there are no clients
+                if (program, path) == (
+                    "gateway",
+                    "/none",
+                ):  # whose credential is a client's token, and there are no clients
                     assert answer.status_code == (403 if is_foreign else 404)
                     continue
                 where = (program, method, path, name, answer.status_code, answer.text[:200])

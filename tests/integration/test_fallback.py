@@ -308,13 +308,13 @@ async def test_remediator_down_reaches_the_chat_while_no_remediator_runs(
     made = await asyncio.to_thread(run_defib, "init", "config", "--checkout", "--no-input", *chat, cwd=tmp_path)
     assert made.returncode == 0, made
     (command,) = re.findall(r"^  defib (deadman .*?)  +notifies", made.stdout, re.MULTILINE)
-    assert command == "deadman --listen 127.0.0.1:9191 --pings-optional --directory config/data/deadman"
+    assert command == "deadman --listen 127.0.0.1:9192 --pings-optional --directory config/data/deadman"
     watcher = FallbackWatcher(launcher, tmp_path)
     watcher.options = ["--pings-optional"]
     await watcher.start()
     port, remediator = reserve_ports(2)
     text = (tmp_path / "config-monitoring" / "alertmanager.yml").read_text()
-    text = text.replace("127.0.0.1:9191", f"127.0.0.1:{watcher.port}").replace(
+    text = text.replace("127.0.0.1:9192", f"127.0.0.1:{watcher.port}").replace(
         "127.0.0.1:9095", f"127.0.0.1:{remediator}"
     )
     (tmp_path / "alertmanager.yml").write_text(text.replace("group_interval: 15s", "group_interval: 1s"))

@@ -6,34 +6,16 @@ import json
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
 from email.utils import formatdate
-from pathlib import Path
 
 import httpx
 import pytest
 
-from defib.demo.launcher import Launcher
 from tests.integration.model_api import ADMIN, KEY, NIM_429, Gateway, ModelApi, Received, completion, whole
 from tests.support import eventually
 
 EVENTS = [b'data: {"n": 1}\n\n', b": ping\r\n\r\n", b"data: \xe4\xbd\xa0\n\ndata: x\n\n", b"data: [DONE]\n\n"]
 SSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-
-
-@pytest.fixture
-async def api() -> AsyncIterator[ModelApi]:
-    made = ModelApi()
-    await made.start()
-    yield made
-    await made.stop()
-
-
-@pytest.fixture
-async def gateway(launcher: Launcher, tmp_path: Path, api: ModelApi) -> AsyncIterator[Gateway]:
-    made = Gateway(launcher, tmp_path, api)
-    yield made
-    await made.close()
 
 
 def chunk(data: bytes) -> bytes:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
+from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -367,6 +368,10 @@ async def application(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Applicat
         yield made
 
 
+def _limit(monkeypatch: pytest.MonkeyPatch, **limits: int) -> None:
+    monkeypatch.setattr(connections, "DEFAULT_LIMITS", replace(connections.DEFAULT_LIMITS, **limits))
+
+
 def request(line: str, *headers: str) -> bytes:
     return "\r\n".join([f"{line} HTTP/1.1", "Host: h", *headers, "", ""]).encode()
 
@@ -456,7 +461,7 @@ async def test_a_slow_application_is_not_a_slow_client(application: Application)
 
 async def test_tls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Connections count from the beginning of the handshake, and a request may come together with its end."""
-    monkeypatch.setattr(connections, "MAX_TLS_CONNECTIONS_PER_ADDRESS", 5)
+    _limit(monkeypatch, tls_per_address=5)
     authority = Authority.made(tmp_path / "ca.pem")
     client = ssl.create_default_context(cafile=str(authority.file))
     async with Application().serve(authority.server("h")) as application:
@@ -557,8 +562,7 @@ Check = Callable[[], Awaitable[bool]]
 async def test_one_address_locks_out_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HEADERS_TIMEOUT", "BODY_TIMEOUT"):
         monkeypatch.setattr(connections, name, 3600.0)
-    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 20)
-    monkeypatch.setattr(connections, "MAX_CONNECTIONS_PER_ADDRESS", 15)
+    _limit(monkeypatch, total=20, per_address=15)
     async with Application().serve() as application, AsyncExitStack() as stack:
 
         async def connect(address: str, data: bytes = b"") -> asyncio.StreamReader:
@@ -609,7 +613,7 @@ async def test_headers_have_a_limit_together(application: Application) -> None:
 
 
 async def test_a_refusal_that_is_delayed_gives_way_to_a_new_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "MAX_CONNECTIONS_PER_ADDRESS", 5)
+    _limit(monkeypatch, per_address=5)
     async with Application().serve() as application, AsyncExitStack() as stack:
         wrong = request("GET /api/v1/identity", "Authorization: Bearer wrong")
         paused = [await application.connect() for _ in range(5)]
@@ -626,7 +630,7 @@ async def test_a_refusal_that_is_delayed_gives_way_to_a_new_connection(monkeypat
 
 async def test_idle_connections_give_way_to_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of a proxy, for example, which keeps them after a request."""
-    monkeypatch.setattr(connections, "MAX_CONNECTIONS_PER_ADDRESS", 5)
+    _limit(monkeypatch, per_address=5)
     async with Application().serve() as application, AsyncExitStack() as stack:
         for number in range(10):
             reader, writer = await application.connect()
@@ -636,13 +640,11 @@ async def test_idle_connections_give_way_to_a_new_one(monkeypatch: pytest.Monkey
         assert (application.dropped("limit"), application.open()) == (5, 5)
 
 
-@pytest.mark.parametrize(
-    ("limit", "address"), [("MAX_CONNECTIONS_PER_ADDRESS", "127.0.0.1"), ("MAX_CONNECTIONS", "127.0.0.2")]
-)
+@pytest.mark.parametrize(("limit", "address"), [("per_address", "127.0.0.1"), ("total", "127.0.0.2")])
 async def test_requests_in_progress_are_not_dropped_for_new_connections(
     monkeypatch: pytest.MonkeyPatch, limit: str, address: str
 ) -> None:
-    monkeypatch.setattr(connections, limit, 5)
+    _limit(monkeypatch, **{limit: 5})
     async with Application().serve() as application:
         running = [await application.connect() for _ in range(5)]
         for _, writer in running:
@@ -666,7 +668,7 @@ async def test_clients_without_a_credential_do_not_lock_out_those_of_the_same_ad
     monkeypatch: pytest.MonkeyPatch, attack: str
 ) -> None:
     """Such as Prometheus and Alertmanager, which run on the same machine as a user who attacks it."""
-    monkeypatch.setattr(connections, "MAX_CONNECTIONS_PER_ADDRESS", 100)
+    _limit(monkeypatch, per_address=100)
     async with Application().serve() as application, AsyncExitStack() as stack:
 
         async def repeat() -> None:
@@ -880,5 +882,8 @@ async def test_bodies_in_tiny_chunks(application: Application) -> None:
             await writer.drain()
         answer = await until_closed(reader)
         writer.close()
-        assert answer.endswith(b"\r\n\r\n%d" % (size * number)) == (size == 4096), answer[:100]
-    assert application.dropped("body") == 2
+        if size == 4096:
+            assert answer.endswith(b"\r\n\r\n%d" % (size * number)), answer[:100]
+        else:  # the application may read it up to its limit meanwhile
+            assert answer == b"" or b" 413 " in answer, answer[:100]
+    assert application.dropped("body") >= 1

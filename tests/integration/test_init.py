@@ -123,9 +123,9 @@ def test_the_webhook_for_problems_of_defib_itself_is_no_argument(tmp_path: Path)
 @pytest.mark.parametrize(
     ("mode", "url", "folder"),
     [
-        ("checkout", "http://127.0.0.1:9191/alerts", "{}/config/secrets"),
-        ("systemd", "http://127.0.0.1:9191/alerts", "/etc/prometheus/secrets"),
-        ("compose", "http://deadman:9191/alerts", "secrets"),
+        ("checkout", "http://127.0.0.1:9192/alerts", "{}/config/secrets"),
+        ("systemd", "http://127.0.0.1:9192/alerts", "/etc/prometheus/secrets"),
+        ("compose", "http://deadman:9192/alerts", "secrets"),
     ],
 )
 def test_the_watcher_is_notified_of_problems_of_defib_itself(tmp_path: Path, mode: str, url: str, folder: str) -> None:

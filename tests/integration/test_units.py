@@ -69,6 +69,7 @@ def test_they_run_as_different_users() -> None:
     assert users == {
         "defib-deadman": ["defib"],
         "defib-exporter": ["defib-exporter"],
+        "defib-gateway": ["defib-gateway"],
         "defib-remediator": ["defib"],
     }
 

@@ -43,7 +43,7 @@ def test_it_is_what_the_specification_allows() -> None:
 
 @pytest.mark.needs("docker-compose")
 def test_compose_reads_it_with_what_the_example_says() -> None:
-    done = compose(ENVIRONMENT, "--profile", "tools", "config")
+    done = compose(ENVIRONMENT, "--profile", "tools", "--profile", "gateway", "config")
     assert done.returncode == 0, done.stderr
     assert set(yaml.safe_load(done.stdout)["services"]) == set(SERVICES)
     mirrored = compose({**ENVIRONMENT, "REGISTRY": "registry.example/hub"}, "config")
@@ -72,18 +72,19 @@ def test_what_is_missing_is_named(name: str) -> None:
 @pytest.mark.parametrize("name", SERVICES)
 def test_every_service_is_held_on_a_short_lead(name: str) -> None:
     service = SERVICES[name]
-    runs_always = "profiles" not in service
-    assert service["restart"] == ("unless-stopped" if runs_always else "no")
+    is_server = service.get("profiles") != ["tools"]
+    assert service["restart"] == ("unless-stopped" if is_server else "no")
     assert service["read_only"] is True
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["cap_drop"] == ["ALL"]
     assert service["mem_limit"]
     assert service["pids_limit"]
     assert service["cpus"]
-    assert not runs_always or service["healthcheck"]["test"]
+    assert not is_server or service["healthcheck"]["test"]
     assert PINNED.search(service["image"]) or service["image"] == "${DEFIB_IMAGE:-defib:latest}", service["image"]
     for port in service.get("ports", []):
-        assert port.startswith("${LISTEN:-127.0.0.1}:") or port == "${PING_LISTEN:-127.0.0.1:9998}:9998"
+        own = ("${PING_LISTEN:-127.0.0.1:9998}:9998", "${GATEWAY_LISTEN:-127.0.0.1:9190}:9190")
+        assert port.startswith("${LISTEN:-127.0.0.1}:") or port in own
 
 
 def test_the_base_images_are_pinned_and_the_same() -> None:
@@ -96,7 +97,7 @@ def test_the_base_images_are_pinned_and_the_same() -> None:
 def test_variables_are_explained_in_the_example() -> None:
     used = set(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text()))
     explained = set(re.findall(r"^#?(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
-    assert used - {"SSH_AUTH_SOCK"} == explained - {"COMPOSE_PROJECT_NAME"}
+    assert used - {"SSH_AUTH_SOCK"} == explained - {"COMPOSE_PROJECT_NAME", "COMPOSE_PROFILES"}
 
 
 def test_the_exporter_has_a_user_and_secrets_of_its_own() -> None:
@@ -118,8 +119,15 @@ def test_the_watcher_runs_as_the_remediator_and_is_published_nowhere() -> None:
     assert f" {kept} " in (ROOT / "Dockerfile").read_text()  # a volume gets the mode of this folder
     alertmanager = yaml.safe_load((ROOT / "alerts" / "alertmanager.yml").read_text())
     (fallback,) = (each for each in alertmanager["receivers"] if each["name"] == "fallback")
-    assert fallback["webhook_configs"][0]["url"] == "http://deadman:9191/alerts"
+    assert fallback["webhook_configs"][0]["url"] == "http://deadman:9192/alerts"
     assert {"watcher", "record"} <= set(COMPOSE["volumes"])
+
+
+def test_the_gateway_starts_only_where_it_is_wanted() -> None:
+    assert SERVICES["gateway"]["profiles"] == ["gateway"]
+    kept = "/var/lib/defib-gateway"
+    assert f"gateway:{kept}" in SERVICES["gateway"]["volumes"]
+    assert f" {kept} " in (ROOT / "Dockerfile").read_text()  # a volume gets the mode of this folder
 
 
 def test_no_secret_is_in_it() -> None:

@@ -288,8 +288,15 @@ def test_commands_that_are_shown_exist(page: str) -> None:
 def test_the_example_configuration_loads(tmp_path: Path) -> None:
     config = shutil.copytree(ROOT / "deploy" / "examples", tmp_path / "config")
     (config / "secrets").mkdir()
-    (config / "secrets" / "llm_api_key").write_text("a key")
-    inventory = loaded(config).inventory
+    for path in config.glob("*.yaml"):
+        for name in re.findall(r"\$\{file:secrets/(\w+)\}", path.read_text()):
+            (config / "secrets" / name).write_text(f"a-secret-{name}")
+    made = loaded(config)
+    assert [str(each) for each in made.warnings if each.path.startswith("gateway.")] == []
+    inventory = made.inventory
+    agents = {name.removeprefix("agent-") for name in inventory.services if name.startswith("agent-")}
+    assert len(agents) == 15
+    assert inventory.gateway.clients.keys() == agents
     kinds = {service.probe.kind for service in inventory.services.values()}
     assert {"http", "openai", "status", "program", "unit", "tcp"} <= kinds
     controls = {service.control.kind for service in inventory.services.values() if service.control}

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from fleet.inventory.gateway import format_rate, parse_rate
+from runtime.tokens import TokenError
 from tests.support import load_problems, loaded, write
 
 UPSTREAM = "url: 'http://h/v1'"
@@ -62,15 +63,59 @@ def test_only_the_gateway_reads_the_secrets_of_upstreams_and_clients(tmp_path: P
     assert own.local_token("gateway").read().get_secret_value() == "t0ken"
     for program in ("exporter", "client"):
         assert loaded(tmp_path, {}, [program]).secrets == set()
-    assert loaded(tmp_path, {"T": "t0ken"}, ["remediator"]).secrets == {"t0ken"}  # which asks the gateway
+    # The remediator asks the gateway, and can do without.
+    assert loaded(tmp_path, {"T": "t0ken"}, ["remediator"]).secrets == {"t0ken"}
+    unknown = loaded(tmp_path, {}, ["remediator"])
+    assert unknown.secrets == set()
+    with pytest.raises(TokenError, match="gateway[.]token is not set"):
+        unknown.local_token("gateway").read()
     others = "notify: {channels: {ops: {feishu: {webhook: '${HOOK}'}}}}\nhosts: {h: {address: h, sudo: {password: '${SUDO}'}}}"
     assert loaded(write(tmp_path, b=others), environ, ["gateway"]).secrets == own.secrets
 
 
+@pytest.mark.parametrize(
+    ("text", "warning"),
+    [
+        (
+            "upstreams: {a: {url: 'http://a/v1', match: ['meta/*']}, b: {url: 'http://b/v1', match: [own, 'meta/llama-*']}}",
+            "upstreams.b.match[1]: 'meta/*' of a, which is written before it, has all of its models",
+        ),
+        (
+            "upstreams: {a: {url: 'http://a/v1', match: ['*']}, b: {url: 'http://b/v1', match: ['*']}}",
+            "upstreams.b.match[0]: '*' of a, which is written before it, has all of its models",
+        ),
+        (
+            "upstreams: {a: {url: 'http://a/v1', aliases: {fast: x}}, b: {url: 'http://b/v1', aliases: {fast: y}}}",
+            "upstreams.b.aliases.fast: a, which is written before it, has the same alias: only X-Upstream leads here",
+        ),
+        (
+            "upstreams: {a: {url: 'http://a/v1'}}",
+            "upstreams.a: has no `match` and no `aliases`, and is neither default nor fallback: only X-Upstream leads to it",
+        ),
+        (
+            "default: a, upstreams: {a: {url: 'http://a/v1'}}, clients: {c: {token: x, budget: {requests: 1}}}",
+            "clients.c.budget: what the client has used is forgotten at each restart: set gateway.state_file",
+        ),
+    ],
+)  # fmt: skip
+def test_mistakes_are_warnings(tmp_path: Path, text: str, warning: str) -> None:
+    (found,) = loaded(write(tmp_path, a=f"gateway: {{{text}}}")).warnings
+    assert f"{found.path}: {found.message}" == f"gateway.{warning}"
+
+
+def test_settings_that_are_meant_so_have_no_warnings(tmp_path: Path) -> None:
+    text = (
+        "state_file: s, clients: {c: {token: x, budget: {requests: 1}}}, upstreams: {"
+        "a: {url: 'http://a/v1', match: ['meta/llama-*', 'meta/*', x], aliases: {fast: x}, fallback: [b]},"
+        "b: {url: 'http://b/v1', match: ['*'], aliases: {fast: y}}}"
+    )
+    assert loaded(write(tmp_path, a=f"gateway: {{{text}}}")).warnings == []
+
+
 def test_waits_of_each_priority(tmp_path: Path) -> None:
     for text, waits in (
-        ("{}", (60, 60, 60, 2)), ("{max_wait: 30s}", (30, 30, 30, 2)), ("{low_timeout: 5s}", (60, 60, 60, 5)),
-        ("{max_wait: {urgent: 2m, low: 10s}}", (120, 60, 60, 10)),
+        ("{}", (120, 120, 120, 2)), ("{max_wait: 30s}", (30, 30, 30, 2)), ("{low_timeout: 5s}", (120, 120, 120, 5)),
+        ("{max_wait: {urgent: 3m, low: 10s}}", (180, 120, 120, 10)),
     ):  # fmt: skip
         queue = loaded(write(tmp_path, a=f"gateway: {{queue: {text}}}")).inventory.gateway.queue
         assert tuple(queue.waits.values()) == waits
