@@ -67,7 +67,7 @@ def test_only_the_gateway_reads_the_secrets_of_upstreams_and_clients(tmp_path: P
     assert loaded(tmp_path, {"T": "t0ken"}, ["remediator"]).secrets == {"t0ken"}
     unknown = loaded(tmp_path, {}, ["remediator"])
     assert unknown.secrets == set()
-    with pytest.raises(TokenError, match="gateway[.]token is not set"):
+    with pytest.raises(TokenError, match=r"gateway\.token is not set"):
         unknown.local_token("gateway").read()
     others = "notify: {channels: {ops: {feishu: {webhook: '${HOOK}'}}}}\nhosts: {h: {address: h, sudo: {password: '${SUDO}'}}}"
     assert loaded(write(tmp_path, b=others), environ, ["gateway"]).secrets == own.secrets
