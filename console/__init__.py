@@ -6,6 +6,7 @@ from aiohttp import web
 
 from console import events, preferences, static, wall
 from console.errors import add_error_page
+from console.gateway import GatewayPage
 from console.heartbeats import HeartbeatPages
 from console.history import History
 from console.hosts import HostPages
@@ -36,6 +37,7 @@ def add_pages(app: web.Application, parts: Parts) -> Callable[[], Awaitable[None
     IncidentPages(source, renderer, parts.operations, parts.database).add_routes(app)
     HostPages(source, history, renderer, parts.database).add_routes(app)
     HeartbeatPages(source, renderer, parts.database).add_routes(app)
+    GatewayPage(source, history, renderer, parts.gateway).add_routes(app)
     wall.add_routes(app, source, renderer)
     events.add_routes(app, source, renderer, parts.database)
     SettingsPage(source, history, renderer, parts.operations, parts.administration, parts.database).add_routes(app)

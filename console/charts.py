@@ -23,11 +23,15 @@ Lines = Sequence[tuple[str, Sequence[Point]]]  # by name
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines with one scale: `name` is the key of its title; `unit` is `seconds`, or `ratio`, whose scale ends at 1."""
+    """Lines with one scale: `name` is the key of its title, and `of` what it is about, if there are several.
+
+    `unit` is `seconds`, `per_minute`, or `ratio`, whose scale ends at 1.
+    """
 
     name: str
     unit: str
     lines: Lines
+    of: str = ""
 
     @property
     def top(self) -> float:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -58,8 +58,8 @@ class ServiceCharts:
 
 
 @dataclass(frozen=True)
-class HostCharts:
-    """What a host used between two Unix times; `problem` says why there is nothing."""
+class ChartGroup:
+    """Charts between two Unix times, such as of what a host used; `problem` says why there are none."""
 
     start: float = 0.0
     end: float = 0.0
@@ -141,7 +141,7 @@ class History:
         start, step = end - span, max(15.0, span / CHART_POINTS)
         selector = f"{{service={json.dumps(service)}}}"
         try:
-            ups, phases = await self._query_ranges(
+            ups, phases = await self.query_ranges(
                 start, end, step,
                 f"min_over_time(service:up:max{selector}[{step:.0f}s])",
                 f"max by (phase) (service_probe_phase_seconds{selector})",
@@ -149,17 +149,21 @@ class History:
         except ClientError as error:
             return ServiceCharts(problem=str(error))
         points = [point for series in ups for point in series.points]
-        latency = Chart("latency", "seconds", _named(phases, "phase"))
+        latency = Chart("latency", "seconds", name_lines(phases, "phase"))
         return ServiceCharts(start, end, _states_of(sorted(points), step), latency)
 
-    async def read_host(self, host: str, span: float) -> HostCharts:
+    async def read_host(self, host: str, span: float) -> ChartGroup:
         """Return the charts of a host for the last `span` seconds: the average and the maximum of each step."""
-        try:
-            return await self._charts.read(("host", host, span), lambda: self._read_host(host, span), CHART_TIMEOUT)
-        except TimeoutError:
-            return HostCharts(problem=SLOW)
+        return await self.share(("host", host, span), lambda: self._read_host(host, span))
 
-    async def _read_host(self, host: str, span: float) -> HostCharts:
+    async def share(self, key: Hashable, read: Callable[[], Awaitable[ChartGroup]]) -> ChartGroup:
+        """Return the charts that `read` returns, or another page has just read."""
+        try:
+            return await self._charts.read(key, read, CHART_TIMEOUT)
+        except TimeoutError:
+            return ChartGroup(problem=SLOW)
+
+    async def _read_host(self, host: str, span: float) -> ChartGroup:
         end = time.time()
         start, step = end - span, max(SHORTEST_STEP, span / CHART_POINTS)
         of = f"{{host={json.dumps(host)}}}[{step:.0f}s]"
@@ -176,25 +180,25 @@ class History:
         }
         every = [each for pair in expressions.values() for each in pair]
         try:
-            *found, by_disk = await self._query_ranges(
+            *found, by_disk = await self.query_ranges(
                 start, end, step, *every, f"max by (mountpoint) (1 - {free} / {size})"
             )
         except ClientError as error:
-            return HostCharts(problem=str(error))
+            return ChartGroup(problem=str(error))
         pairs = zip(expressions, found[::2], found[1::2], strict=True)
         charts = [
-            Chart(name, "ratio", [*_named(average, "", "average"), *_named(most, "", "maximum")])
+            Chart(name, "ratio", [*name_lines(average, "", "average"), *name_lines(most, "", "maximum")])
             for name, average, most in pairs
         ]
-        fullest = sorted(_named(by_disk, "mountpoint"), key=lambda line: -line[1][-1][1])[:DISKS_SHOWN]
+        fullest = sorted(name_lines(by_disk, "mountpoint"), key=lambda line: -line[1][-1][1])[:DISKS_SHOWN]
         charts.append(Chart("disk", "ratio", fullest))
-        return HostCharts(start, end, [each for each in charts if each.lines])
+        return ChartGroup(start, end, [each for each in charts if each.lines])
 
     async def check(self) -> None:
         """Raise ClientError unless Prometheus answers a query."""
-        await self._query_ranges(time.time() - 60, time.time(), 60, "vector(1)")
+        await self.query_ranges(time.time() - 60, time.time(), 60, "vector(1)")
 
-    async def _query_ranges(self, start: float, end: float, step: float, *expressions: str) -> list[list[Series]]:
+    async def query_ranges(self, start: float, end: float, step: float, *expressions: str) -> list[list[Series]]:
         """Return the values of expressions. Raises ClientError, also if there is no Prometheus, or it is slow."""
         client = await self._connect()
         if client is None:
@@ -231,7 +235,7 @@ def _within(series: Series, start: float, end: float) -> Series:
     return Series(series.labels, points)
 
 
-def _named(results: Sequence[Series], label: str, name: str = "") -> Lines:
+def name_lines(results: Sequence[Series], label: str, name: str = "") -> Lines:
     """Return the lines of series that have values, by a label or, if there is one series, under a name."""
     lines = [(each.labels.get(label, name), each.points) for each in results]
     return sorted(line for line in lines if line[1])

@@ -126,7 +126,7 @@ class PageRenderer:
         common = {
             "shows_evidence": shows_evidence, "identity": identity, "csrf": get_csrf_token(request), "may": may,
             "root": relative_path(request, ""), "here": request.path_qs.removeprefix("/"),
-            "path": request.path,
+            "path": request.path, "has_gateway": bool(self._database.inventory.gateway.upstreams),
         }  # fmt: skip
 
         def render() -> bytes:

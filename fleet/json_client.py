@@ -32,11 +32,11 @@ class ClientError(DefibError):
 
 
 class HttpStatusError(ClientError):
-    """The server responded with an HTTP error status; `code` is that of Defib's own responses."""
+    """The server responded with an HTTP error status; `code` and `message` are those of Defib's own responses."""
 
     def __init__(self, status: int, message: str, code: str = "") -> None:
         super().__init__(f"HTTP {status}{message}")
-        self.status, self.code = status, code
+        self.status, self.code, self.message = status, code, message.removeprefix(": ")
 
 
 class JsonClient:

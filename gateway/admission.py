@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -11,6 +11,7 @@ from gateway.breaker import Breaker
 from gateway.ledger import Ledger, Record
 from gateway.retreat import Retreat, State
 from gateway.shared import Credit, Demand, SharedWindow
+from gateway.traffic import Traffic
 from gateway.waiting import Waiter, WaitingLine
 from gateway.window import Window
 
@@ -97,7 +98,7 @@ class Admission:
         self.limits, self.queue, self.retreat = limits, queue, retreat
         self.breaker = Breaker()
         self.clock, self._ledger = clock, ledger
-        self.requests, self.tokens = Window(), Window()
+        self.requests, self.tokens, self.traffic = Window(), Window(), Traffic()
         self.in_flight = 0
         self.paused_until = float("-inf")
         self._line: WaitingLine[_Pending] = WaitingLine(len(queue.waits), queue.ageing)
@@ -112,9 +113,9 @@ class Admission:
         """How many requests of each rank wait."""
         return self._line.depths()
 
-    def count_waiting(self, client: str) -> int:
-        """Return how many requests of a client wait."""
-        return sum(waiter.client == client for waiter in self._line)
+    def count_waiting(self) -> Mapping[str, Sequence[int]]:
+        """Return how many requests of each client wait, by rank."""
+        return self._line.count_by_client()
 
     async def admit(self, applicant: Applicant) -> "Permit":
         """Wait until the request may be sent. Raises RefusedError. A cancelled request frees its place at once."""
@@ -213,10 +214,12 @@ class Admission:
 
     def _grant(self, applicant: Applicant, waited: float, *, passthrough: bool = False) -> "Permit":
         self.in_flight += 1
+        self.traffic.begin(applicant.client)
         numbers = self.requests.reserve(1), self.tokens.reserve(applicant.tokens)
         record = self._ledger.begin(applicant.tokens)
         credit = self._shared.take(applicant.tokens) if self._shared is not None else None
-        return Permit(self, numbers, record, credit, waited, trial=self.breaker.begin(), passthrough=passthrough)
+        trial = self.breaker.begin()
+        return Permit(self, applicant.client, numbers, record, credit, waited, trial=trial, passthrough=passthrough)
 
     def pause(self, seconds: float) -> None:
         """Send nothing for a time, and refuse those that would wait in vain."""
@@ -266,6 +269,7 @@ class Permit:
     def __init__(
         self,
         admission: Admission,
+        client: str,
         numbers: tuple[int, int],
         record: Record,
         credit: Credit | None,
@@ -274,7 +278,8 @@ class Permit:
         trial: bool,
         passthrough: bool,
     ) -> None:
-        self._admission, self._numbers, self._record, self._credit = admission, numbers, record, credit
+        self._admission, self._client, self._numbers = admission, client, numbers
+        self._record, self._credit = record, credit
         self.waited, self.passthrough = waited, passthrough
         self._trial = trial
         self._has_begun = self._is_sent = self._is_judged = self._is_closed = False
@@ -289,6 +294,7 @@ class Permit:
             now = self._admission.clock.now()
             self._admission.requests.mark_sent(self._numbers[0], now)
             self._admission.tokens.mark_sent(self._numbers[1], now)
+            self._admission.traffic.note_sent(self._client, now)
             self._record.mark_sent(now)
             if self._credit is not None:
                 self._credit.mark_sent(now)
@@ -334,4 +340,5 @@ class Permit:
         if not self._is_judged:
             self._admission.breaker.abandon(trial=self._trial)
         self._admission.in_flight -= 1
+        self._admission.traffic.end(self._client)
         self._admission.wake()

@@ -1,36 +1,28 @@
 """The gateway's own HTTP API: its state, its limits, reload."""
 
-from collections.abc import Awaitable, Callable
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
-from pydantic import Field
 
-from fleet.inventory.gateway import PRIORITIES, Rate, WhenFull
+from fleet.gateway_limits import GatewayLimits, UpstreamLimits
+from fleet.inventory.gateway import PRIORITIES
 from gateway.clients import Clients
+from gateway.metrics import KINDS, GatewayMetrics
 from gateway.proxy import PATH, Proxy
 from gateway.upstreams import Upstream, Upstreams
 from runtime.access.audit import AuditEntry, Outcome
 from runtime.access.control import AccessControl, get_identity
 from runtime.access.roles import AccessRequirement
 from runtime.errors import ApiError, DefibError
-from runtime.request_bodies import RequestBody, parse_request
+from runtime.request_bodies import parse_request
+from runtime.times import format_rfc3339
 from runtime.web import add_route
 
-
-class UpstreamLimits(RequestBody):
-    rate: Rate | None = None
-    tokens: Rate | None = None
-    concurrency: int | None = Field(None, ge=1)
-
-
-class NewLimits(RequestBody):
-    """What is left out stays as it is."""
-
-    queue_size: int | None = Field(None, ge=0, le=100_000)
-    when_full: WhenFull | None = None
-    upstreams: dict[str, UpstreamLimits] = Field(default_factory=dict)
+_NONE = (0,) * len(PRIORITIES)
 
 
 class GatewayApi:
@@ -38,43 +30,67 @@ class GatewayApi:
         self,
         upstreams: Upstreams,
         clients: Clients,
+        metrics: GatewayMetrics,
         access: AccessControl,
         reload: Callable[[], Awaitable[None]],
     ) -> None:
-        self._upstreams, self._clients, self._access = upstreams, clients, access
+        self._upstreams, self._clients, self._metrics, self._access = upstreams, clients, metrics, access
         self._reload = reload
+        self._started = time.time(), time.monotonic()
 
     async def show_status(self, _request: web.Request) -> web.Response:
         return web.json_response(self._describe())
 
     def _describe(self) -> dict[str, Any]:
+        totals = self._metrics.sum_up()
         return {
-            "upstreams": {each.name: _describe_upstream(each) for each in self._upstreams},
-            "clients": {
-                client.name: {
-                    "priority": client.priority,
-                    "share": client.share,
-                    "waiting": sum(each.admission.count_waiting(client.name) for each in self._upstreams),
-                    "today": dict(self._clients.used_today(client.name)),
-                    "budget": client.budget.model_dump(),
-                }
-                for client in self._clients.list_all()
+            "started_at": format_rfc3339(self._started[0]),
+            "uptime_seconds": round(time.monotonic() - self._started[1], 1),
+            "totals": {
+                **_describe_totals(sum(totals.values(), Counter())),
+                "passed_through": self._metrics.count_passed_through(),
             },
+            "upstreams": {each.name: _describe_upstream(each) for each in self._upstreams},
+            "clients": self._describe_clients(totals),
         }
+
+    def _describe_clients(self, totals: Mapping[str, Counter[str]]) -> dict[str, Any]:
+        """Return what each client uses now, has used today, and how its requests since the start have ended."""
+        traffics = [(each.admission.traffic, each.admission.clock.now()) for each in self._upstreams]
+        sent, in_flight = Counter[str](), Counter[str]()
+        for traffic, now in traffics:
+            sent.update(traffic.count_sent(now))
+            in_flight.update(traffic.count_in_flight())
+        waiting = [each.admission.count_waiting() for each in self._upstreams]
+        described = {}
+        for client in self._clients.list_all():
+            depths = [sum(by.get(client.name, _NONE)[rank] for by in waiting) for rank in range(len(PRIORITIES))]
+            described[client.name] = {
+                "priority": client.priority,
+                "share": client.share,
+                "waiting": sum(depths),
+                "queue": dict(zip(PRIORITIES, depths, strict=True)),
+                "in_flight": in_flight[client.name],
+                "sent_last_minute": sent[client.name],
+                "today": dict(self._clients.used_today(client.name)),
+                "budget": client.budget.model_dump(),
+                "totals": _describe_totals(totals.get(client.name, Counter())),
+            }
+        return described
 
     async def set_limits(self, request: web.Request) -> web.Response:
         """Change limits until the next reload or restart. All of them are checked before one is changed."""
-        limits = await parse_request(request, NewLimits)
+        limits = await parse_request(request, GatewayLimits)
         for name in limits.upstreams:
             self._find(name)
         for upstream in self._upstreams:
             waiting = sum(upstream.admission.depths)
-            if limits.queue_size is not None and limits.queue_size < waiting:
+            if "queue_size" in limits.model_fields_set and limits.queue_size < waiting:
                 message = f"{waiting} requests wait for {upstream.name}: the queue cannot be smaller"
                 raise ApiError(409, "queue_in_use", message)
         for upstream in self._upstreams:
             _change_limits(upstream, limits, limits.upstreams.get(upstream.name, UpstreamLimits()))
-        await self._audit(request, "change_limits", detail=limits.model_dump_json(exclude_none=True))
+        await self._audit(request, "change_limits", detail=limits.model_dump_json(exclude_unset=True))
         return web.json_response(self._describe())
 
     async def reset(self, request: web.Request) -> web.Response:
@@ -106,21 +122,25 @@ class GatewayApi:
         await self._access.write_audit(entry)
 
 
-def _change_limits(upstream: Upstream, limits: NewLimits, own: UpstreamLimits) -> None:
+def _change_limits(upstream: Upstream, limits: GatewayLimits, own: UpstreamLimits) -> None:
     admission = upstream.admission
-    if own.rate is not None:
+    if "rate" in own.model_fields_set:
         admission.retreat.configure(own.rate, admission.retreat.rules, admission.clock.now())
     changed = admission.limits
-    if own.tokens is not None:
+    if "tokens" in own.model_fields_set:
         changed = replace(changed, tokens=own.tokens)
-    if own.concurrency is not None:
+    if "concurrency" in own.model_fields_set:
         changed = replace(changed, concurrency=own.concurrency)
     queue = admission.queue
-    if limits.queue_size is not None:
+    if "queue_size" in limits.model_fields_set:
         queue = replace(queue, size=limits.queue_size)
-    if limits.when_full is not None:
+    if "when_full" in limits.model_fields_set:
         queue = replace(queue, when_full=limits.when_full)
     admission.configure(changed, queue)
+
+
+def _describe_totals(counts: Counter[str]) -> dict[str, int]:
+    return {"requests": counts.total(), **{kind: counts[kind] for kind in KINDS}}
 
 
 def _describe_upstream(upstream: Upstream) -> dict[str, Any]:
@@ -142,6 +162,8 @@ def _describe_upstream(upstream: Upstream) -> dict[str, Any]:
         "retreat": admission.retreat.state,
         "paused_seconds": round(max(0.0, admission.paused_until - now), 1),
         "failing": admission.breaker.is_open,
+        "sent_last_minute": admission.traffic.count_sent(now),
+        "latency_seconds": admission.traffic.find_latencies(now),
     }
 
 

@@ -74,6 +74,7 @@ class Gateway:
         settings = loaded.inventory.gateway
         self._redact.add(loaded.secrets)
         await self.upstreams.apply(settings)
+        self.metrics.begin_counting_refusals({each.provider for each in self.upstreams})
         self.clients.replace(settings.clients)
         self.bodies.limit = settings.max_body
         self.access.settings = create_settings(loaded.inventory.access, [settings.url.url])
@@ -131,7 +132,7 @@ async def run(
     app[PASSES_BODIES] = True
     app[CONNECTION_LIMITS] = CONNECTIONS
     proxy = Proxy(gateway.upstreams, gateway.clients, gateway.bodies, gateway.metrics, gateway.access)
-    api = GatewayApi(gateway.upstreams, gateway.clients, gateway.access, reload)
+    api = GatewayApi(gateway.upstreams, gateway.clients, gateway.metrics, gateway.access, reload)
     add_routes(app, api, proxy)
     add_health_routes(app, gateway.upstreams, gateway.metrics)
     writer = state.StateWriter(settings.state_file, gateway.dump)

@@ -100,6 +100,8 @@ class Handling:
     ) -> web.StreamResponse | None:
         upstream = exchange.upstream
         self._metrics.queue_wait.labels(upstream.provider, self._task.priority).observe(permit.waited)
+        if permit.passthrough:
+            self._metrics.passed_through.labels(upstream.provider, self._task.client.name).inc()
         self._metrics.overhead.observe(max(0.0, time.monotonic() - self._started_at - self._waited))
         async with upstream.pool.use() as session:
             try:
@@ -145,6 +147,7 @@ class Handling:
         upstream, status = exchange.upstream, exchange.status
         self._status, self._error = status, ""
         self._metrics.upstream_seconds.labels(upstream.provider).observe(exchange.seconds)
+        upstream.admission.traffic.note_answer(exchange.seconds, upstream.admission.clock.now())
         pause = exchange.find_pause()
         if pause:
             log.warning("upstream_asks_for_pause", upstream=upstream.name, status=status, seconds=round(pause, 3))

@@ -1,6 +1,7 @@
 """Prometheus metrics of the gateway. No label has the name of a model: clients could make up as many as they like."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter as Counts
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -19,6 +20,13 @@ Outcome = Literal[
     "queue_full", "dropped", "timeout", "paused", "unavailable",
 ]  # fmt: skip
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+# What people count: an outcome that is not here was a refusal of the gateway.
+_KINDS: Mapping[str, str] = {
+    "ok": "answered", "client_error": "answered", "limited": "limited", "no_credit": "limited",
+    "upstream_error": "errors", "broken": "errors", "cancelled": "cancelled",
+}  # fmt: skip
+KINDS = ("answered", "limited", "refused", "errors", "cancelled")
+_COUNTED_AS_OUTCOME = (*OUTCOMES, "upstream_failed")  # codes of errors of requests that have an outcome, too
 _WAITS = (0.01, 0.1, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300)
 _UPSTREAM = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
 _OVERHEAD = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1)
@@ -74,6 +82,12 @@ class GatewayMetrics(ProgramMetrics):
             ["client", "code"],
             registry=registry,
         )
+        self.passed_through = Counter(
+            "gateway_requests_passed_through",
+            "Requests that were sent beyond the rate, since the queue was full.",
+            ["provider", "client"],
+            registry=registry,
+        )
         self.queue_wait = Histogram(
             "gateway_queue_wait_seconds",
             "How long requests that were sent had waited for the upstream's limits.",
@@ -110,10 +124,34 @@ class GatewayMetrics(ProgramMetrics):
     def count_request(self, provider: str, client: str, priority: str, outcome: Outcome) -> None:
         self.requests.labels(provider, client, priority, outcome).inc()
 
+    def sum_up(self) -> Mapping[str, Counts[str]]:
+        """Return how many requests of each client ended how, by KINDS, since the start."""
+        found: dict[str, Counts[str]] = {}
+        for labels, number in _read(self.requests):
+            found.setdefault(labels["client"], Counts())[_KINDS.get(labels["outcome"], "refused")] += number
+        for labels, number in _read(self.refused):
+            if labels["code"] not in _COUNTED_AS_OUTCOME:
+                found.setdefault(labels["client"], Counts())["refused"] += number
+        return found
+
+    def count_passed_through(self) -> int:
+        return sum(number for _, number in _read(self.passed_through))
+
+    def begin_counting_refusals(self, providers: Iterable[str]) -> None:
+        """Begin the series of 429 with 0: of a series that begins with 1, Prometheus sees no increase."""
+        for provider in providers:
+            self.upstream_errors.labels(provider, "429")
+
     def count_upstream_error(self, provider: str, status: int | None) -> None:
         known = status is not None and 400 <= status < 600  # noqa: PLR2004 - others would be further series
         text = "connection" if status is None else str(status) if known else "other"
         self.upstream_errors.labels(provider, text).inc()
+
+
+def _read(counter: Counter) -> Iterator[tuple[Mapping[str, str], int]]:
+    """Yield the labels and the value of each series."""
+    for metric in counter.collect():
+        yield from ((each.labels, round(each.value)) for each in metric.samples if each.name.endswith("_total"))
 
 
 class _States(Collector):

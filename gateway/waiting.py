@@ -110,6 +110,14 @@ class WaitingLine(Generic[T]):
         """Return the number of waiters of each rank."""
         return [level.count for level in self._levels]
 
+    def count_by_client(self) -> dict[str, list[int]]:
+        """Return the number of waiters of each client and rank."""
+        counts: dict[str, list[int]] = {}
+        for rank, level in enumerate(self._levels):
+            for client, line in level.lines.items():
+                counts.setdefault(client, [0] * len(self._levels))[rank] = len(line.waiters)
+        return counts
+
     def add(self, rank: int, client: str, item: T, now: float) -> Waiter[T]:
         waiter = Waiter(next(self._numbers), rank, client, now, item)
         self._levels[rank].add(waiter)

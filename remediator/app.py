@@ -20,13 +20,16 @@ from remediator.chat.feishu_connection import LongConnections
 from remediator.clients.alertmanager import Alertmanager
 from remediator.clients.alerts import MAX_BODY
 from remediator.clients.exporter import Exporter
+from remediator.clients.gateway import Gateway
 from remediator.engine.dead_man import run_dead_man
 from remediator.engine.engine import Engine
 from remediator.engine.housekeeping import run_housekeeping
 from remediator.engine.scheduled_reports import run_scheduled_reports
+from remediator.gateway import GatewayOperations
 from remediator.http import (
     access_api,
     events_api,
+    gateway_api,
     heartbeats_api,
     overview_api,
     read_api,
@@ -76,7 +79,8 @@ async def run(
     database = await asyncio.to_thread(Database, inventory.remediator.database, inventory)
     try:
         clients = await asyncio.to_thread(_create_clients, loaded, redact)
-        parts = Parts.create(clients, database, metrics, redact, web_config)
+        gateway = await asyncio.to_thread(_create_gateway, loaded)
+        parts = Parts.create(clients, gateway, database, metrics, redact, web_config)
         await parts.administration.load()
         await parts.apply_access(loaded)
     except DefibError:
@@ -107,6 +111,7 @@ async def run(
         await parts.engine.executor.close()
         await parts.sign_in_services.close()
         await _close(*configuration.clients)
+        await parts.gateway.replace(None)
         await parts.http_client.aclose()
         await asyncio.to_thread(database.close)
 
@@ -124,6 +129,7 @@ class Parts:
     administration: Administration
     engine: Engine
     operations: Operations
+    gateway: GatewayOperations
     snapshot: SnapshotSource
     reporter: Reporter
     sender: Sender
@@ -134,6 +140,7 @@ class Parts:
     def create(
         cls,
         clients: Clients,
+        gateway: Gateway | None,
         database: Database,
         metrics: RemediatorMetrics,
         redact: Redactor,
@@ -159,13 +166,14 @@ class Parts:
         sender = Sender(database, http_client, metrics, redact, details)
         engine = Engine(database, *clients, sender, metrics, redact)
         operations = Operations(engine, sender, database, audit_log)
+        gateway_operations = GatewayOperations(gateway, audit_log, lambda: database.clock.unix(database.clock.now()))
         snapshot = SnapshotSource(database, lambda: engine.exporter)
         administration = Administration(database, api_tokens, sessions, audit_log)
         buttons = ButtonHandler(operations, database, metrics, audit_log)
         connections = LongConnections(database, buttons, metrics)
         return cls(
             database, redact, metrics, http_client, access, sign_in_services, administration, engine, operations,
-            snapshot, Reporter(database), sender, buttons, connections,
+            gateway_operations, snapshot, Reporter(database), sender, buttons, connections,
         )  # fmt: skip
 
     def add_routes(self, app: web.Application, reload: Reloader) -> None:
@@ -174,6 +182,7 @@ class Parts:
         overview_api.add_routes(app, self.snapshot, self.database, self.redact)
         events_api.add_routes(app, self.database, self.redact)
         heartbeats_api.add_routes(app, self.snapshot, self.operations, self.database, self.redact)
+        gateway_api.add_routes(app, self.gateway, self.database, self.redact)
         report_api.add_routes(app, self.reporter, self.database, self.redact)
         write_api.add_routes(app, self.operations, self.database, self.redact, reload)
         access_api.add_routes(app, self.administration, self.database)
@@ -231,6 +240,7 @@ class _Reload:
         loaded = await self._sources.load()
         self._parts.redact.add(loaded.secrets)
         new_clients = await asyncio.to_thread(_create_clients, loaded, self._parts.redact)
+        gateway = await asyncio.to_thread(_create_gateway, loaded)
         previous = self._parts.database.inventory
         try:
             await engine.reload(loaded.inventory, *new_clients)
@@ -238,7 +248,10 @@ class _Reload:
         except Exception:
             await engine.reload(previous, *self.clients)
             await _close(*new_clients)
+            if gateway is not None:
+                await gateway.close()
             raise
+        await self._parts.gateway.replace(gateway)
         old_clients, self.clients = self.clients, new_clients
         await _close(*old_clients)
         freeze_garbage_collector()
@@ -254,6 +267,12 @@ def _create_clients(loaded: LoadedInventory, redact: Redactor) -> Clients:
     alertmanager = settings.alertmanager_url
     exporter = Exporter(loaded.inventory.exporter.url, loaded.local_token("exporter"), redact)
     return exporter, Alertmanager(alertmanager) if alertmanager else None
+
+
+def _create_gateway(loaded: LoadedInventory) -> Gateway | None:
+    """Create the client of the gateway, if one is configured. Raises StartError."""
+    settings = loaded.inventory.gateway
+    return Gateway(settings.url, loaded.local_token("gateway")) if settings.upstreams else None
 
 
 async def _close(exporter: Exporter, alertmanager: Alertmanager | None) -> None:

@@ -1,6 +1,6 @@
 """Bodies of requests."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -42,11 +42,18 @@ async def parse_request(request: web.Request, model: type[B]) -> B:
     """Parse the JSON body; an empty body is an empty object. Raises ApiError."""
     text = await read_request_body(request, MAX_REQUEST)
     try:
-        return model.model_validate(load_json(text or b"{}"))
+        values = load_json(text or b"{}")
+    except ValueError as error:
+        raise ApiError(400, "bad_request", "the body is not JSON") from error
+    return validate_body(values, model)
+
+
+def validate_body(values: Any, model: type[B]) -> B:
+    """Return the body that has these values. Raises ApiError."""
+    try:
+        return model.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         field = ".".join(map(str, first["loc"]))
         message = _MESSAGES.get(first["type"], first["msg"].removeprefix("Value error, "))
         raise ApiError(400, "bad_request", f"{field or 'the body'}: {message}") from error
-    except ValueError as error:
-        raise ApiError(400, "bad_request", "the body is not JSON") from error

@@ -39,7 +39,7 @@ class ConfiguredToken:
         """Return the token. Raises TokenError."""
         if self.file is not None:
             return read_token(self.file) if self.owned else SecretStr(read_secret_file(self.file))
-        if self.value is None:
+        if not isinstance(self.value, SecretStr):  # None, or a reference that this program could not resolve
             raise TokenError(f"{self.setting} is not set")
         return self.value
 

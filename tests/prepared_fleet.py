@@ -1,5 +1,7 @@
 """A fleet in which three things are wrong, for trying the console: 30 services on 6 hosts, four of them with GPUs.
 
+A gateway is in front of a model API whose rate one client uses up.
+
 `python -m tests.prepared_fleet` starts it and says where its console is, but not what is wrong.
 """
 
@@ -22,6 +24,7 @@ from defib.output import print_text
 from tests.gpu import CARD, write_nvidia_smi
 from tests.integration.conftest import start_supervisord
 from tests.integration.test_access import write_users
+from tests.prepared_gateway import PreparedGateway
 from tests.support import eventually
 
 PROGRAM = Path(__file__).with_name("prepared_program.py")
@@ -72,6 +75,7 @@ class PreparedFleet:
         self.launcher, self.folder = launcher, folder
         self.stack = Stack(launcher, folder)
         self.feishu = FeishuSimulator()
+        self.gateway = PreparedGateway(self.stack, folder)
         self.ports = dict(zip(SERVICES, reserve_ports(len(SERVICES)), strict=True))
 
     async def start(self) -> None:
@@ -84,6 +88,7 @@ class PreparedFleet:
                 "hosts": hosts,
                 "services": {name: self._service(name, each) for name, each in SERVICES.items()},
                 "remediation": {"hold": "5s"},
+                "gateway": self.gateway.configuration,
                 "notify": {
                     "language": "en",
                     "channels": {"oncall": {"feishu": {"webhook": self.feishu.webhook, "secret": SECRET}}},
@@ -92,10 +97,12 @@ class PreparedFleet:
             }
         )
         await self.stack.start()
+        await self.gateway.start()
         for name in SERVICES:
             await eventually(lambda name=name: self.is_up(name))  # type: ignore[misc] # mypy cannot infer the lambda
 
     async def stop(self) -> None:
+        await self.gateway.stop()
         await self.feishu.stop()
         await self.stack.client.aclose()
 

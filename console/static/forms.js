@@ -13,7 +13,7 @@ export function answerForms() {
     try {
       const answer = await fetch(form.getAttribute("action"), { method: "POST", body: data, headers: { Accept: "text/html" } });
       const text = await answer.text();
-      if ((answer.headers.get("Content-Type") ?? "").includes("html")) replaceParts(text, ["banners", "answer", "live-part"], true);
+      if ((answer.headers.get("Content-Type") ?? "").includes("html")) replaceParts(text, ["banners", "answer", "live-part", "limits"], true);
       else show(form, JSON.parse(text).error.message);
     } catch (error) {
       show(form, `${error.message}`);

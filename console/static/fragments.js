@@ -1,6 +1,7 @@
 // Parts of a page that are replaced by those of a new answer. What the reader types into is left alone.
 
 export function isEdited(part) {
+  if (part.matches("[data-unsent]")) return true; // what was entered was refused, and is to be corrected
   const active = document.activeElement;
   const isTyping = part.contains(active) && active.matches("input:not([type=checkbox]), select, textarea");
   const fields = [...part.querySelectorAll("input:not([type=hidden]), textarea")];

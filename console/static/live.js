@@ -3,12 +3,13 @@ import { replaceParts } from "./fragments.js";
 import { fill } from "./texts.js";
 
 const QUIET = 5000; // milliseconds without a beat after which the page says that it is not up to date
-const PARTS = ["banners", "counts", "list", "live-part"];
+const PARTS = ["banners", "counts", "list", "live-part", "limits", "charts"];
+const NOW_EVERY = 1900, ALL_EVERY = 30000; // milliseconds after which a page about this moment is read again
 const SLOT = 4, BAR = 3, SLOTS = 50;
 const BARS = { "+": ["ok", 4, 14], "-": ["bad", 0, 18], "?": ["unknown", 9, 9] };
 const texts = document.body.dataset;
 
-let source, retry, lastBeat = Date.now(), delay = 1000, isFetching = false, isStale = false, hasEnded = false;
+let source, retry, lastBeat = Date.now(), delay = 1000, isFetching = false, isStale = false, hasEnded = false, refreshedAt = Date.now(), completeAt = Date.now();
 
 export function connect() {
   open();
@@ -40,6 +41,7 @@ function beat() {
   delay = 1000;
   if (isStale) { isStale = false; refresh(); }
   show("", "");
+  if (document.querySelector("[data-now]") && !isFetching && Date.now() - refreshedAt >= NOW_EVERY) refresh(Date.now() - completeAt < ALL_EVERY);
 }
 
 function checkBeat() {
@@ -73,6 +75,10 @@ function apply(change) {
   texts.version = change.version;
   if (change.reload) { refresh(); return; }
   const list = document.getElementById("list");
+  if (document.querySelector("[data-now]")) { // which shows no services
+    if (change.head) refresh();
+    return;
+  }
   if (!list) {
     if (change.head || Object.keys(change.rows ?? {}).length || isConcerned(change)) refresh();
     return;
@@ -126,15 +132,26 @@ function measure(row, recent, latency) {
   }));
 }
 
-export async function refresh() {
+function findState() {
+  return document.querySelector("[data-now]")?.dataset.state;
+}
+
+// `isPartial`: only what is about this moment, for pages with such a part.
+export async function refresh(isPartial = false) {
   if (isFetching) { isFetching = "again"; return; }
   isFetching = true;
+  refreshedAt = Date.now();
+  if (!isPartial) completeAt = refreshedAt;
   try {
     const address = new URL(location.href);
     address.searchParams.set("automatic", "");
+    if (isPartial) address.searchParams.set("now", "");
     const answer = await fetch(address, { headers: { Accept: "text/html" } });
-    if (answer.ok && !answer.redirected) replaceParts(await answer.text(), PARTS);
-    else if (answer.status === 404) { // such as a service that was removed from the inventory
+    const before = findState();
+    if (answer.ok && !answer.redirected) {
+      replaceParts(await answer.text(), PARTS);
+      if (isPartial && findState() !== before) isFetching = "again";
+    } else if (answer.status === 404) { // such as a service that was removed from the inventory
       hasEnded = true;
       source.close();
       document.getElementById("content").classList.add("stale");

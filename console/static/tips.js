@@ -79,5 +79,6 @@ function showValues(svg, event) {
 
 function format(value, unit) {
   if (unit === "ratio") return `${Math.round(value * 100)} %`;
+  if (unit === "per_minute") return document.body.dataset.perMinute.replace("{0}", value < 100 ? Number(value.toPrecision(3)) : Math.round(value).toLocaleString("en"));
   return value < 9.9995 ? `${Math.round(value * 1000)} ms` : `${value.toFixed(1)} s`;
 }

@@ -30,7 +30,12 @@ _IGNORED: Mapping[Program, tuple[tuple[str, ...], ...]] = {
         ("hosts", "*", "control_ssh"),
         ("services", "*", "control"),
     ),
-    "remediator": (("services", "*", "probe"), ("gateway",)),
+    "remediator": (
+        ("services", "*", "probe"),
+        # All but its address and its token.
+        *(("gateway", key) for key in ("listen", "metrics_listen", "upstreams", "default", "queue", "retreat")),
+        *(("gateway", key) for key in ("clients", "state_file", "max_body")),
+    ),
     "gateway": (
         ("notify",),
         ("remediation",),
@@ -55,6 +60,8 @@ _IGNORED: Mapping[Program, tuple[tuple[str, ...], ...]] = {
     ),
 }
 
+# The parts that a program can do without: what cannot be resolved there is no error.
+_OPTIONAL: Mapping[Program, tuple[tuple[str, ...], ...]] = {"remediator": (("gateway", "token"),)}
 
 # Hosts and services have what they inherit from these, and references are resolved there.
 _INHERITED: tuple[tuple[str, ...], ...] = (("templates",), ("defaults", "host"), ("defaults", "groups"))
@@ -118,7 +125,7 @@ class Resolver:
         resolved = self._insert_values(location, text)
         if (whole := _WHOLE_FILE.fullmatch(text)) is not None:
             self.value_files[".".join(map(str, location))] = text.base / whole[1].strip()
-        if not self.strict and len(self.problems) > count:
+        if len(self.problems) > count and not (self.strict and self._is_required(location)):
             self.unresolved += self.problems[count:]
             del self.problems[count:]
             return TextWithBase(text, text.base, pending=True, checked=False)
@@ -138,7 +145,12 @@ class Resolver:
     def _is_used(self, location: Location) -> bool:
         if any(_covers(pattern, location) for pattern in _INHERITED):
             return False
-        return any(not any(_covers(pattern, location) for pattern in _IGNORED[program]) for program in self.programs)
+        return any(not _is_in(_IGNORED[program], location) for program in self.programs)
+
+    def _is_required(self, location: Location) -> bool:
+        """Whether a program cannot do without a part that is used."""
+        users = [program for program in self.programs if not _is_in(_IGNORED[program], location)]
+        return any(not _is_in(_OPTIONAL.get(program, ()), location) for program in users)
 
     def _look_up(self, location: Location, text: TextWithBase, name: str) -> str:
         try:
@@ -161,6 +173,10 @@ class Resolver:
         if not value:
             raise LookupError(f"the environment variable {name} is {'empty' if name in self.environ else 'not set'}")
         return value
+
+
+def _is_in(patterns: tuple[tuple[str, ...], ...], location: Location) -> bool:
+    return any(_covers(pattern, location) for pattern in patterns)
 
 
 def _covers(pattern: tuple[str, ...], location: Location) -> bool:

@@ -2,27 +2,25 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote, urlencode
 
 import httpx
-import structlog
 
 from fleet.inventory.endpoints import Endpoint
 from fleet.json_client import HttpStatusError, JsonClient, parsing_response
 from fleet.pings import PingKind
 from remediator.clients.exporter_services import check_services
+from remediator.clients.token_auth import CALLER, TokenAuth
 from remediator.policy.situation import STUCK, Observation
 from runtime.access.roles import USER_HEADER
 from runtime.payloads import replace_surrogates
-from runtime.tokens import ConfiguredToken, TokenError
+from runtime.tokens import ConfiguredToken
 
-CALLER = "remediator"  # as the exporter's audit log would name it
 MAX_EVENT_NAME, MAX_EVENT_DETAIL, MAX_CURSOR = 200, 1000, 1000  # characters
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -50,36 +48,6 @@ class ExporterEvents:
     date: float
 
 
-class TokenAuth(httpx.Auth):
-    """Sends a token, if there is one. It is read again when it is refused, since its file may have changed."""
-
-    def __init__(self, token: ConfiguredToken) -> None:
-        self._token, self._value = token, ""
-
-    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
-        if not self._value:
-            self._value = await asyncio.to_thread(self._read)
-        sent = self._set(request)
-        response = yield request
-        if response.status_code == httpx.codes.UNAUTHORIZED:
-            self._value = await asyncio.to_thread(self._read)
-            if self._value != sent:
-                self._set(request)
-                yield request
-
-    def _set(self, request: httpx.Request) -> str:
-        if self._value:
-            request.headers["Authorization"] = f"Bearer {self._value}"
-        return self._value
-
-    def _read(self) -> str:
-        try:
-            return self._token.read().get_secret_value()
-        except TokenError as error:
-            log.warning("exporter_token_unreadable", error=str(error))
-            return ""
-
-
 @dataclass(frozen=True)
 class ServiceChanges:
     """Services that changed since an earlier answer, as JSON; all services if the list is `complete`."""
@@ -96,7 +64,7 @@ class Exporter:
         self, endpoint: Endpoint, token: ConfiguredToken, redact: Callable[[str], str] = lambda text: text
     ) -> None:
         self._redact = redact
-        auth = TokenAuth(token) if endpoint.auth is None else None
+        auth = TokenAuth(token, "exporter") if endpoint.auth is None else None
         self._client = JsonClient(endpoint, headers={USER_HEADER: CALLER}, auth=auth)
         self.close = self._client.close
         self._lock = asyncio.Lock()

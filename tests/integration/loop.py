@@ -51,6 +51,7 @@ class Loop:
         collect: dict[str, Any] | None = None,
         access: dict[str, Any] | None = None,
         runbooks: dict[str, Any] | None = None,
+        gateway: dict[str, Any] | None = None,
         **remediation: Any,
     ) -> None:
         ssh = {
@@ -72,6 +73,7 @@ class Loop:
                 "services": services,
                 "runbooks": runbooks or {},
                 "access": access or {},
+                "gateway": gateway or {},
                 "remediation": {"hold": "500ms", "backoff": {"first": "500ms", "factor": 1}, **remediation},
                 "notify": {
                     "language": "en",

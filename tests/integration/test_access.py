@@ -23,13 +23,14 @@ import console
 from defib.demo.launcher import Launcher
 from defib.demo.stack import Stack
 from exporter import api as exporter_api
-from gateway import api as gateway_api
+from gateway import api as api_of_gateway
 from gateway.health import add_health_routes
 from gateway.proxy import Proxy
 from remediator.chat import feishu_callback
 from remediator.http import (
     access_api,
     events_api,
+    gateway_api,
     heartbeats_api,
     overview_api,
     read_api,
@@ -108,6 +109,10 @@ ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
         ("GET", "/heartbeats/{id}"): VIEWER,
         ("GET", "/events"): VIEWER,
         ("GET", "/settings"): VIEWER,
+        ("GET", "/gateway"): VIEWER,
+        ("POST", "/gateway/queue"): ADMIN,
+        ("POST", "/gateway/upstreams/{name}/limits"): ADMIN,
+        ("POST", "/gateway/upstreams/{name}/reset"): ADMIN,
         ("GET", "/wall"): VIEWER,
         ("POST", "/settings/begin-maintenance"): OPERATOR,
         ("POST", "/settings/end-maintenance"): OPERATOR,
@@ -133,6 +138,9 @@ ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
         ("DELETE", "/api/v1/heartbeats/{id}"): OPERATOR,
         ("GET", "/api/v1/heartbeats/{id}/urls"): OPERATOR,
         ("POST", "/api/v1/heartbeats/{id}/ping"): OPERATOR,
+        ("GET", "/api/v1/gateway"): VIEWER,
+        ("PUT", "/api/v1/gateway/limits"): ADMIN,
+        ("POST", "/api/v1/gateway/upstreams/{name}/reset"): ADMIN,
         ("GET", "/api/v1/report"): VIEWER,
         ("GET", "/api/v1/incidents"): VIEWER,
         ("GET", "/api/v1/incidents/{id}"): VIEWER,
@@ -186,7 +194,7 @@ def empty(program: str) -> web.Application:
         exporter_api.add_routes(app, nothing, nothing, nothing)
     elif program == "gateway":
         proxy = Proxy(cast("Any", None), nothing, nothing, nothing, access)
-        gateway_api.add_routes(app, gateway_api.GatewayApi(nothing, nothing, access, nothing), proxy)
+        api_of_gateway.add_routes(app, api_of_gateway.GatewayApi(nothing, nothing, nothing, access, nothing), proxy)
         add_health_routes(app, nothing, nothing)
     else:
         webhook.add_routes(app, nothing, nothing, nothing)
@@ -194,12 +202,22 @@ def empty(program: str) -> web.Application:
         overview_api.add_routes(app, nothing, nothing, nothing)
         events_api.add_routes(app, nothing, nothing)
         heartbeats_api.add_routes(app, nothing, nothing, nothing, nothing)
+        gateway_api.add_routes(app, nothing, nothing, nothing)
         report_api.add_routes(app, nothing, nothing, nothing)
         write_api.add_routes(app, nothing, nothing, nothing, nothing)
         access_api.add_routes(app, nothing, nothing)
         feishu_callback.add_routes(app, nothing, nothing)
         parts = dict.fromkeys(
-            ("database", "redact", "operations", "administration", "sign_in_services", "public_url", "snapshot")
+            (
+                "database",
+                "redact",
+                "operations",
+                "administration",
+                "sign_in_services",
+                "public_url",
+                "snapshot",
+                "gateway",
+            )
         )
         console.add_pages(app, cast("Any", SimpleNamespace(access=access, **parts)))
     return app
@@ -286,8 +304,8 @@ async def start_with_users(loop: Loop, services: dict[str, Any] | None = None, *
 
 async def start_gateway(loop: Loop) -> None:
     """Start a gateway whose upstream no request reaches."""
-    upstreams = {"none": {"url": "http://127.0.0.1:1/v1"}}
-    (loop.folder / "config" / "gateway.yaml").write_text(yaml.safe_dump({"gateway": {"upstreams": upstreams}}))
+    settings = {"url": loop.stack.url("gateway"), "upstreams": {"none": {"url": "http://127.0.0.1:1/v1"}}}
+    (loop.folder / "config" / "gateway.yaml").write_text(yaml.safe_dump({"gateway": settings}))
     await loop.stack.start_program("gateway")
 
 

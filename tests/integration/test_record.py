@@ -281,7 +281,7 @@ async def test_a_database_that_is_lost_as_the_program_starts_ends_none_of_its_ta
     assert isinstance(await record.claim(), actions.Claim)
     record.inventory = Inventory()  # without the service, so that its action has nothing to wait for
     nobody = Exporter(Endpoint(url="http://127.0.0.1:1"), ConfiguredToken("exporter.token"))
-    parts = Parts.create((nobody, None), record.database, RemediatorMetrics(), Redactor(), WebConfigFile(None))
+    parts = Parts.create((nobody, None), None, record.database, RemediatorMetrics(), Redactor(), WebConfigFile(None))
     path = record.folder / "record.db"
     path.rename(record.folder / "moved.db")
     running = [asyncio.ensure_future(task()) for task in parts.tasks]

@@ -355,7 +355,7 @@ async def test_shares_hold_between_clients(made: list[Harness]) -> None:
     assert sum(counts) >= 0.98 * 30 * 10
     waited = counts[0] - 10, counts[1] - 10, counts[2] - 10  # the first 30 found a free place
     assert [round(count / sum(waited), 2) for count in waited] == [0.5, 0.25, 0.25]
-    assert harness.admission.count_waiting("a") == 400 - counts[0]
+    assert harness.admission.count_waiting()["a"] == [0, 0, 400 - counts[0], 0]
 
 
 async def test_a_cut_rate_applies_to_those_who_wait(made: list[Harness]) -> None:

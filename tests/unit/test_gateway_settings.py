@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from fleet.inventory.gateway import format_rate, parse_rate
+from runtime.tokens import TokenError
 from tests.support import load_problems, loaded, write
 
 UPSTREAM = "url: 'http://h/v1'"
@@ -48,7 +49,7 @@ def test_a_client_has_no_token_of_a_server(tmp_path: Path) -> None:
     assert [each.partition(": ")[2] for each in load_problems(write(tmp_path, a=text))] == [problem]
 
 
-def test_only_the_gateway_reads_its_secrets(tmp_path: Path) -> None:
+def test_only_the_gateway_reads_the_secrets_of_upstreams_and_clients(tmp_path: Path) -> None:
     text = (
         "gateway: {token: '${T}', upstreams: {a: {"
         + UPSTREAM
@@ -60,8 +61,14 @@ def test_only_the_gateway_reads_its_secrets(tmp_path: Path) -> None:
     assert own.secrets == {"t0ken", "k3y", "cl1ent"}
     assert own.inventory.gateway.upstreams["a"].rate == 7
     assert own.local_token("gateway").read().get_secret_value() == "t0ken"
-    for program in ("exporter", "remediator", "client"):
+    for program in ("exporter", "client"):
         assert loaded(tmp_path, {}, [program]).secrets == set()
+    # The remediator asks the gateway, and can do without.
+    assert loaded(tmp_path, {"T": "t0ken"}, ["remediator"]).secrets == {"t0ken"}
+    unknown = loaded(tmp_path, {}, ["remediator"])
+    assert unknown.secrets == set()
+    with pytest.raises(TokenError, match=r"gateway\.token is not set"):
+        unknown.local_token("gateway").read()
     others = "notify: {channels: {ops: {feishu: {webhook: '${HOOK}'}}}}\nhosts: {h: {address: h, sudo: {password: '${SUDO}'}}}"
     assert loaded(write(tmp_path, b=others), environ, ["gateway"]).secrets == own.secrets
 

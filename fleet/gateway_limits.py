@@ -1,0 +1,22 @@
+"""The limits of the gateway that people change while it runs, as the gateway and the remediator receive them."""
+
+from pydantic import Field
+
+from fleet.inventory.gateway import Rate, WhenFull
+from runtime.request_bodies import RequestBody
+
+
+class UpstreamLimits(RequestBody):
+    """What is left out stays as it is; `tokens` and `concurrency` that are null become unlimited."""
+
+    rate: Rate = 1.0
+    tokens: Rate | None = None
+    concurrency: int | None = Field(None, ge=1, le=1_000_000)
+
+
+class GatewayLimits(RequestBody):
+    """What is left out stays as it is."""
+
+    queue_size: int = Field(0, ge=0, le=100_000)
+    when_full: WhenFull = "reject"
+    upstreams: dict[str, UpstreamLimits] = Field(default_factory=dict)
