@@ -34,7 +34,7 @@ _IGNORED: Mapping[Program, tuple[tuple[str, ...], ...]] = {
         ("services", "*", "probe"),
         # All but its address and its token.
         *(("gateway", key) for key in ("listen", "metrics_listen", "upstreams", "default", "queue", "retreat")),
-        *(("gateway", key) for key in ("clients", "state_file", "max_body")),
+        *(("gateway", key) for key in ("clients", "state_file", "shared", "max_body")),
     ),
     "gateway": (
         ("notify",),

@@ -20,11 +20,11 @@ class TokenAuth(httpx.Auth):
 
     async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
         if not self._value:
-            self._value = await asyncio.to_thread(self._read)
+            self._value = await self._read()
         sent = self._set(request)
         response = yield request
         if response.status_code == httpx.codes.UNAUTHORIZED:
-            self._value = await asyncio.to_thread(self._read)
+            self._value = await self._read()
             if self._value != sent:
                 self._set(request)
                 yield request
@@ -34,9 +34,9 @@ class TokenAuth(httpx.Auth):
             request.headers["Authorization"] = f"Bearer {self._value}"
         return self._value
 
-    def _read(self) -> str:
+    async def _read(self) -> str:
         try:
-            return self._token.read().get_secret_value()
+            return (await asyncio.to_thread(self._token.read)).get_secret_value()
         except TokenError as error:
             limited_log.warning("token_unreadable", program=self._program, error=str(error))
             return ""
