@@ -22,8 +22,8 @@ local function remember(member, at, tokens)
   end
 end
 """
-# ARGV: the gateway, how many there are, the window, time for which a request is reserved that is not sent. Then, of each
-# request of this gateway, its member, its age (-1 if it is not sent) and its tokens. Where nothing is known of an
+# ARGV: the gateway, how many there are, the window, time for which a request is reserved that is not sent. Then, of
+# each request of this gateway, its member, its age (-1 if it is not sent) and its tokens. Where nothing is known of an
 # upstream, nothing is sent before all gateways have joined, or the window has passed.
 _JOIN = """
 local length = tonumber(ARGV[3])
