@@ -1,10 +1,14 @@
 """Connections to upstreams, which stay open while a reload replaces the settings."""
 
+import asyncio
 import contextlib
+import functools
 import ssl
 from collections.abc import AsyncIterator
+from typing import Any
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 
 from fleet.inventory.endpoints import TlsSettings
 from runtime.errors import DefibError
@@ -29,12 +33,22 @@ def create_tls(tls: TlsSettings) -> ssl.SSLContext:
     return context
 
 
+class _Protocol(ResponseHandler):
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Resume if reading was paused: readers call this for each part of a body, and the parser would be run."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
+
 class ConnectionPool:
     """The connections with one set of TLS settings. A retired pool closes when its last request has ended."""
 
     def __init__(self, tls: ssl.SSLContext) -> None:
+        connector = aiohttp.TCPConnector(limit=0, ssl=tls)
+        make_protocol: Any = functools.partial(_Protocol, loop=asyncio.get_running_loop())
+        connector._factory = make_protocol  # noqa: SLF001 - there is no other way
         self.session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=tls),
+            connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             skip_auto_headers=_SENT_BY_CLIENTS,

@@ -317,6 +317,11 @@ class Connection(web.RequestHandler):
             if self._header_bytes > MAX_HEADERS:
                 self.drop("headers")
 
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Resume if reading was paused: readers call this for each part of a body, and the parser would be run."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self._pause_start = self._loop.time()
