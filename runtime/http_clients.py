@@ -1,13 +1,14 @@
-"""Clients of httpx for servers that may be hostile.
+"""Clients of httpx, and of httpx2, which authlib uses, for servers that may be hostile.
 
 httpcore passes over interim responses (1xx), however many there are, and parses all that it has read without a pause.
 """
 
+import importlib
 import os
 import re
 import ssl
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import httpcore
 import httpx
@@ -16,15 +17,17 @@ LIMIT = 64 * 1024  # bytes of interim responses before a response
 PART = 4096  # bytes that are read at once until a response begins
 _FINAL = re.compile(rb"HTTP/1\.[01] [2-9]")
 _SPLIT = 10  # bytes at the end of a part in which the match may have begun
+C = TypeVar("C")
 
 
-def limit_interim_responses(client: httpx.AsyncClient) -> httpx.AsyncClient:
+def limit_interim_responses(client: C) -> C:
     """Make the connections of a client end with an error after too many interim responses; returns the client."""
-    transports = [client._transport, *client._mounts.values()]  # noqa: SLF001 - httpx has no setting for this
-    for transport in transports:
-        if isinstance(transport, httpx.AsyncHTTPTransport):
-            pool: Any = transport._pool  # noqa: SLF001 - as above
-            pool._network_backend = _Backend(pool._network_backend)  # noqa: SLF001 - as above
+    found: Any = client
+    for transport in [found._transport, *found._mounts.values()]:  # noqa: SLF001 - httpx has no setting for this
+        pool = getattr(transport, "_pool", None)
+        if pool is not None:
+            library = importlib.import_module(type(pool).__module__.partition(".")[0])  # httpcore or httpcore2
+            pool._network_backend = _Backend(pool._network_backend, library.RemoteProtocolError)  # noqa: SLF001 - as above
     return client
 
 
@@ -41,8 +44,8 @@ def find_cause(error: httpx.TransportError) -> str:
 
 
 class _Backend(httpcore.AsyncNetworkBackend):
-    def __init__(self, inner: httpcore.AsyncNetworkBackend) -> None:
-        self._inner = inner
+    def __init__(self, inner: httpcore.AsyncNetworkBackend, error: type[Exception]) -> None:
+        self._inner, self._error = inner, error
 
     async def connect_tcp(
         self,
@@ -52,15 +55,16 @@ class _Backend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        return _Stream(await self._inner.connect_tcp(host, port, timeout, local_address, socket_options))
+        stream = await self._inner.connect_tcp(host, port, timeout, local_address, socket_options)
+        return _Stream(stream, self._error)
 
     async def sleep(self, seconds: float) -> None:
         await self._inner.sleep(seconds)
 
 
 class _Stream(httpcore.AsyncNetworkStream):
-    def __init__(self, inner: httpcore.AsyncNetworkStream) -> None:
-        self._inner = inner
+    def __init__(self, inner: httpcore.AsyncNetworkStream, error: type[Exception]) -> None:
+        self._inner, self._error = inner, error
         self._has_begun = False  # the response
         self._early, self._tail = 0, b""
 
@@ -73,7 +77,7 @@ class _Stream(httpcore.AsyncNetworkStream):
             return data
         self._early, self._tail = self._early + len(data), (self._tail + data)[-_SPLIT:]
         if self._early > LIMIT:
-            raise httpcore.RemoteProtocolError(f"more than {LIMIT // 1024} KiB before the response")
+            raise self._error(f"more than {LIMIT // 1024} KiB before the response")
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
@@ -89,7 +93,7 @@ class _Stream(httpcore.AsyncNetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        return _Stream(await self._inner.start_tls(ssl_context, server_hostname, timeout))
+        return _Stream(await self._inner.start_tls(ssl_context, server_hostname, timeout), self._error)
 
     def get_extra_info(self, info: str) -> Any:
         return self._inner.get_extra_info(info)

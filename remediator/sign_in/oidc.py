@@ -7,9 +7,9 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
-import httpx
+import httpx2
 from authlib.integrations.base_client import OAuthError
 from authlib.integrations.httpx_client import AsyncOAuth2Client
 from authlib.oidc.core import CodeIDToken
@@ -36,7 +36,7 @@ LEEWAY = 60  # seconds by which the clocks may differ
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "Ed25519", "EdDSA")
 # What reading an answer raises; of one with too many levels RecursionError.
 _BAD_ANSWER = (
-    httpx.HTTPError, httpx.InvalidURL, JoseError, ValueError, LookupError, TypeError, AttributeError, RecursionError,
+    httpx2.HTTPError, httpx2.InvalidURL, JoseError, ValueError, LookupError, TypeError, AttributeError, RecursionError,
 )  # fmt: skip
 
 
@@ -181,13 +181,13 @@ async def _deadline() -> AsyncIterator[None]:
         raise SignInError(f"the provider did not answer within {DEADLINE:g} s") from error
 
 
-async def _limit_response(response: httpx.Response) -> None:
+async def _limit_response(response: httpx2.Response) -> None:
     """Refuse a long response before it is read, and one that is compressed, which was not asked for."""
     if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise httpx.DecodingError("unexpected content encoding", request=response.request)
+        raise httpx2.DecodingError("unexpected content encoding", request=response.request)
     body = bytearray()
-    if not await read_body(response, body, RESPONSE_LIMIT):
-        raise httpx.DecodingError("the response is too long", request=response.request)
+    if not await read_body(cast("Any", response), body, RESPONSE_LIMIT):  # which httpx and httpx2 have alike
+        raise httpx2.DecodingError("the response is too long", request=response.request)
     response._content = bytes(body)  # noqa: SLF001 - so that httpx does not read it again
 
 
@@ -202,7 +202,7 @@ def _find_groups(claims: Mapping[str, Any], path: str) -> list[str]:
 
 def _describe(error: Exception) -> str:
     """Return what is known of an error, without the response, which may contain tokens."""
-    if isinstance(error, httpx.HTTPStatusError):
+    if isinstance(error, httpx2.HTTPStatusError):
         return f"HTTP {error.response.status_code}"
     if isinstance(error, OAuthError):
         return f"{error.error}"[:100]

@@ -1,5 +1,6 @@
 """Services for signing in whose answers are hostile: each is a refused sign-in, never an internal error."""
 
+import asyncio
 import json
 import secrets
 import time
@@ -18,6 +19,7 @@ from fleet.inventory.access import FeishuAccess, OidcAccess
 from fleet.inventory.notify import Notify
 from remediator.sign_in.feishu import FeishuSignIn
 from remediator.sign_in.oidc import OidcSignIn
+from remediator.sign_in.registry import create_oidc
 from remediator.sign_in.services import Redirect, SignInError, SignInService
 
 KEY = RSAKey.generate_key(2048, {"kid": "k1"})
@@ -76,7 +78,7 @@ async def try_sign_in(service: SignInService, redirect: Redirect) -> list[str]:
     return [user.name, *user.groups]
 
 
-def serve_openid(provider: Provider, nonce: str, claims: Mapping[str, Any] = {}) -> OidcSignIn:
+async def serve_openid(provider: Provider, nonce: str, claims: Mapping[str, Any] = {}) -> OidcSignIn:
     """Serve all documents of a provider, and return the service for signing in with it."""
     url, now = provider.url, int(time.time())
     user = {"iss": url, "aud": "defib", "sub": "1", "iat": now, "exp": now + 300, "nonce": nonce, **claims}
@@ -91,18 +93,19 @@ def serve_openid(provider: Provider, nonce: str, claims: Mapping[str, Any] = {})
         "/user": {"sub": "1", "groups": ["sre"], "name": "ann"},
     }  # fmt: skip
     secret = SecretStr("client-s3cret")
-    return OidcSignIn(
-        OidcAccess(issuer=url, client_id="defib", client_secret=secret, user_claim="name", roles={"sre": "viewer"})
+    settings = OidcAccess(
+        issuer=url, client_id="defib", client_secret=secret, user_claim="name", roles={"sre": "viewer"}
     )
+    return await asyncio.to_thread(create_oidc, settings)  # as the program does: it loads libraries
 
 
 @pytest.mark.parametrize("path", ["/.well-known/openid-configuration", "/keys", "/token", "/user"])
 async def test_answers_of_an_openid_provider(provider: Provider, path: str) -> None:
     redirect = a_redirect("oidc")
-    assert await try_sign_in(serve_openid(provider, redirect.nonce), redirect) == ["ann", "sre"]
+    assert await try_sign_in(await serve_openid(provider, redirect.nonce), redirect) == ["ann", "sre"]
     provider.hostile = path
     for name, provider.body in BODIES.items():
-        assert await try_sign_in(serve_openid(provider, redirect.nonce), redirect) == [], name
+        assert await try_sign_in(await serve_openid(provider, redirect.nonce), redirect) == [], name
 
 
 @pytest.mark.parametrize("claim", ["sub", "name", "groups", "aud", "iss", "nonce", "exp", "azp"])
@@ -110,7 +113,7 @@ async def test_claims_of_an_openid_provider(provider: Provider, claim: str) -> N
     redirect = a_redirect("oidc")
     for value in VALUES.values():
         for claimed in (value, [value]):
-            await try_sign_in(serve_openid(provider, redirect.nonce, {claim: claimed}), redirect)
+            await try_sign_in(await serve_openid(provider, redirect.nonce, {claim: claimed}), redirect)
 
 
 @pytest.mark.parametrize(
@@ -131,17 +134,17 @@ async def test_different_people_never_get_one_name(
     provider: Provider, claims: dict[str, str], signed_in: list[str]
 ) -> None:
     redirect = a_redirect("oidc")
-    assert await try_sign_in(serve_openid(provider, redirect.nonce, claims), redirect) == signed_in
+    assert await try_sign_in(await serve_openid(provider, redirect.nonce, claims), redirect) == signed_in
 
 
 async def test_values_of_an_openid_provider(provider: Provider) -> None:
     """Every value in every document of the provider."""
     redirect = a_redirect("oidc")
-    serve_openid(provider, redirect.nonce)
+    await serve_openid(provider, redirect.nonce)
     for path, document in provider.documents.items():
         for key in document:
             for value in VALUES.values():
-                service = serve_openid(provider, redirect.nonce)
+                service = await serve_openid(provider, redirect.nonce)
                 provider.documents[path] = {**provider.documents[path], key: value}
                 with suppress(SignInError):
                     await service.create_url(redirect)

@@ -462,6 +462,7 @@ async def read_doctor(loop: Loop, subject: str) -> list[tuple[str, str]]:
     argv = [sys.executable, "-m", "defib", "doctor", "--json", "--config", str(loop.folder / "config")]
     done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, timeout=200, check=False)
     assert "Deprecat" not in done.stderr
+    assert done.stdout, done.stderr
     found = json.loads(done.stdout)["findings"]
     return [(each["result"], each["detail"]) for each in found if each["subject"] == subject]
 
