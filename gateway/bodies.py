@@ -1,20 +1,24 @@
 """The bodies of requests: reading them within a limit for all of them together, and what they say."""
 
+import asyncio
 import contextlib
 import json
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from aiohttp import web
 
+from gateway.body_scanner import TooLongError, TopLevel, scan
 from gateway.errors import GatewayError
-from runtime.payloads import decode_json, parse_body
 
 PART = 64 * 1024  # bytes that are sent together
 RETRY_AFTER = 1.0  # seconds
-_OBJECT = re.compile(rb"\s*\{")
+_OBJECT = re.compile(rb"[ \t\r\n]{0,1000}\{")
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+_WANTED = frozenset({"model", *_LIMITS})
+SHORT = 32 * 1024  # bytes of a body that is parsed as a whole, which takes less than a millisecond
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +30,15 @@ class Body:
     max_completion: int | None = None  # the largest number of tokens that the response may have
 
     async def with_model(self, model: str | None) -> bytes:
-        """Return the content, written anew where another name replaces that of the model."""
+        """Return the content, in which another name replaces that of the model; all else stays as it is."""
         if model is None:
             return self.content
-        return await parse_body(lambda content: _replace_model(content, model), self.content)
-
-
-def _replace_model(content: bytes, model: str) -> bytes:
-    return json.dumps({**decode_json(content), "model": model}, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        found = await _scan(self.content)
+        parts, at = [], 0
+        for start, end in found.spans.get("model", ()):
+            parts += [self.content[at:start], json.dumps(model).encode()]
+            at = end
+        return b"".join([*parts, self.content[at:]])
 
 
 class BodyMemory:
@@ -79,18 +84,35 @@ async def _parse(request: web.Request, content: bytes) -> Body:
     """Read the JSON object, if the body is one: anything else is the upstream's affair."""
     if _OBJECT.match(content) is None or "Content-Encoding" in request.headers:
         return Body(content)
+    return await read_body(content)
+
+
+async def read_body(content: bytes) -> Body:
+    """Read a body that begins as a JSON object does."""
     try:
-        return await parse_body(read_body, content)
-    except (ValueError, RecursionError):
+        values = _load(content) if len(content) <= SHORT else (await _scan(content)).values
+    except (ValueError, RecursionError, TooLongError):
         return Body(content)
-
-
-def read_body(content: bytes) -> Body:
-    """Read a JSON object. Raises ValueError and RecursionError."""
-    value = decode_json(content)
-    model = value.get("model")
-    limits = [value[name] for name in _LIMITS if isinstance(value.get(name), int)]
+    model = values.get("model")
+    limits = [value for name in _LIMITS if isinstance(value := values.get(name), int)]
     return Body(content, model if isinstance(model, str) else None, max(0, min(limits)) if limits else None)
+
+
+def _load(content: bytes) -> Mapping[str, Any]:
+    value = json.loads(content)
+    return value if isinstance(value, dict) else {}
+
+
+async def _scan(content: bytes) -> TopLevel:
+    """Read the top level of a long body, in turn with other requests. Raises TooLongError."""
+    steps = scan(content, _WANTED)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as ended:
+            found: TopLevel = ended.value
+            return found
+        await asyncio.sleep(0)
 
 
 def iterate_parts(content: bytes) -> Iterator[bytes]:

@@ -23,6 +23,7 @@ from gateway.upstreams import Upstream
 from gateway.usage import UsageReader
 
 EXAMINED = 64 * 1024  # bytes of a refusal that are read before it is passed on
+_STATUSES = range(200, 600)
 _LIMITED, _SERVER_ERROR, _UNAVAILABLE = 429, 500, 503
 
 
@@ -108,6 +109,8 @@ class Exchange:
                 server_hostname=self.upstream.settings.tls.server_name,
             )
             self._permit.mark_sent()
+            if self.status not in _STATUSES:
+                raise UpstreamError(f"the upstream's response has the status {self.status}")
             if self.status == _LIMITED:
                 self._first = await self._read_first()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -139,8 +142,11 @@ class Exchange:
         The connection with the client is then closed, too: what was passed on must not look complete.
         """
         content = self.response.content
+        reason = self.response.reason or ""
         answer = _Answer(
-            status=self.status, reason=self.response.reason, headers=response_headers(self.response.headers)
+            status=self.status,
+            reason=reason if reason.isprintable() else None,
+            headers=response_headers(self.response.headers),
         )
         await answer.prepare(request)
         try:

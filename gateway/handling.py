@@ -22,6 +22,7 @@ from gateway.usage import UsageReader
 
 SHOWN_MODEL = 100  # characters of a model's name in the log
 _CLIENT_ERROR, _LIMITED, _SERVER_ERROR = 400, 429, 500
+_OF_MODELS = ("application/json", "text/event-stream")
 log = structlog.get_logger()
 
 
@@ -92,7 +93,7 @@ class Handling:
 
     def _apply(self, upstream: Upstream, *, has_fallback: bool) -> Applicant:
         client, body = self._task.client, self._task.body
-        tokens = upstream.estimator.estimate(len(body.content), body.max_completion)
+        tokens = upstream.estimator.estimate(client.name, len(body.content), body.max_completion)
         return Applicant(PRIORITIES.index(self._task.priority), client.name, client.share, tokens, has_fallback)
 
     async def _exchange(
@@ -134,13 +135,18 @@ class Handling:
         if exchange.status >= _CLIENT_ERROR:
             permit.correct_tokens(0)
             return
-        found = usage.find()
+        found = usage.find() if self._has_usage(exchange) else None
         if found is not None:
-            exchange.upstream.estimator.learn(size, found)
+            exchange.upstream.estimator.learn(self._task.client.name, size, found)
             permit.correct_tokens(found.total)
             self._tokens = found.total
             self._metrics.tokens.labels(exchange.upstream.provider, self._task.client.name).inc(found.total)
             self._clients.count(self._task.client, tokens=found.total)
+
+    def _has_usage(self, exchange: Exchange) -> bool:
+        """Whether a response is a model's: the content of a file could have any `usage`."""
+        content_type = exchange.response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        return self._task.body.model is not None and content_type in _OF_MODELS
 
     def _note_answer(self, exchange: Exchange, permit: Permit) -> None:
         """Note what an answer says about the upstream."""

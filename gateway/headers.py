@@ -14,12 +14,18 @@ _OF_REQUESTS = frozenset(
     {"host", "authorization", "api-key", "x-api-key", "cookie", "expect", "content-length"}
     | {PRIORITY.lower(), UPSTREAM.lower()}
 )  # fmt: skip
-_OF_RESPONSES = frozenset({"set-cookie"})
+# What would change how browsers treat the gateway's host.
+_OF_RESPONSES = frozenset({"set-cookie", "set-cookie2", "strict-transport-security", "alt-svc", "clear-site-data"})
 
 
 def request_headers(headers: CIMultiDictProxy[str], api_key: str | None) -> CIMultiDict[str]:
-    """Return the headers of a request for an upstream, with the upstream's key in place of the client's."""
+    """Return the headers of a request for an upstream, with the upstream's key in place of the client's.
+
+    Names with `_` are dropped, as most servers do: some take `Content_Length` for `Content-Length`.
+    """
     passed = _without(headers, _OF_REQUESTS)
+    for name in [name for name in passed if "_" in name]:
+        del passed[name]
     if api_key is not None:
         passed["Authorization"] = f"Bearer {api_key}"
     return passed

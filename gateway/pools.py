@@ -8,13 +8,17 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
+from aiohttp import StreamReader
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.http import HttpProcessingError, RawResponseMessage
 
 from fleet.inventory.endpoints import TlsSettings
 from runtime.errors import DefibError
 from runtime.tls import create_client_context
 
 CONNECT_TIMEOUT = 10.0
+MAX_INTERIM = 20  # responses before the final one
+_INTERIM = {100, *range(102, 200)}  # 101 ends HTTP
 _MAX_HEADER = 32 * 1024
 _SENT_BY_CLIENTS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")  # aiohttp would add its own
 
@@ -34,6 +38,19 @@ def create_tls(tls: TlsSettings) -> ssl.SSLContext:
 
 
 class _Protocol(ResponseHandler):
+    _interim = 0  # responses since the last final one
+
+    def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
+        """Pass a final response on. Interim ones are dropped; too many end the connection."""
+        if data[0].code not in _INTERIM:
+            self._interim = 0
+            super().feed_data(data, size)
+            return
+        self._interim += 1
+        if self._interim > MAX_INTERIM:
+            self.set_exception(HttpProcessingError(message="too many interim responses"))
+            self.close()
+
     def resume_reading(self, resume_parser: bool = True) -> None:
         """Resume if reading was paused: readers call this for each part of a body, and the parser would be run."""
         if self._reading_paused:

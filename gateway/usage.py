@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 TAIL = 16 * 1024  # bytes at the end of a response in which `usage` is looked for; it is among the last keys
 _STEP = 64 * 1024  # bytes that are decompressed in one step
+MAX_DECODED = 8 * 2**20  # bytes: of a response that becomes longer, usage is not read
+MAX_TOKENS = 4 * 10**6  # of one request; more are not believed
 _WEIGHT = 0.1  # of a new measurement
+_MOST_PER_BYTE = 2.0  # tokens
 _USAGE = re.compile(rb'(?<!\\)"usage"\s*:\s*(?=\{)')
 _DECODER = json.JSONDecoder()
 
@@ -23,20 +26,30 @@ class Usage:
 
 
 class Estimator:
-    """Estimates the tokens of requests to one upstream, and learns from those that are known."""
+    """Estimates the tokens of a client's requests to an upstream, and learns from those that are known.
+
+    Each client has its own: what one sends, and how, says nothing of the others.
+    """
 
     def __init__(self) -> None:
-        self._per_byte = 0.25  # of the request
-        self._completion = 256.0
+        self._clients: dict[str, _Learned] = {}
 
-    def estimate(self, size: int, max_completion: int | None) -> float:
-        completion = self._completion if max_completion is None else min(self._completion, max_completion)
-        return size * self._per_byte + completion
+    def estimate(self, client: str, size: int, max_completion: int | None) -> float:
+        learned = self._clients.get(client, _Learned())
+        completion = learned.completion if max_completion is None else min(learned.completion, max_completion)
+        return size * learned.per_byte + completion
 
-    def learn(self, size: int, usage: Usage) -> None:
-        if size > 0:
-            self._per_byte += _WEIGHT * (usage.prompt / size - self._per_byte)
-        self._completion += _WEIGHT * (usage.completion - self._completion)
+    def learn(self, client: str, size: int, usage: Usage) -> None:
+        learned = self._clients.setdefault(client, _Learned())
+        if size > 0:  # the prompt may be elsewhere, such as in an earlier response
+            learned.per_byte += _WEIGHT * (min(usage.prompt / size, _MOST_PER_BYTE) - learned.per_byte)
+        learned.completion += _WEIGHT * (usage.completion - learned.completion)
+
+
+@dataclass
+class _Learned:
+    per_byte: float = 0.25  # tokens, of the request
+    completion: float = 256.0
 
 
 class UsageReader:
@@ -46,6 +59,7 @@ class UsageReader:
         self._tail = bytearray()
         self._decoder = zlib.decompressobj(zlib.MAX_WBITS | 32) if encoding in ("gzip", "deflate") else None
         self._is_readable = encoding in ("", "identity", "gzip", "deflate")
+        self._decoded = 0
 
     def add(self, part: bytes) -> None:
         if not self._is_readable:
@@ -54,8 +68,11 @@ class UsageReader:
             self._keep(part)
             return
         try:
-            while part:
-                self._keep(self._decoder.decompress(part, _STEP))
+            while part and self._is_readable:
+                decoded = self._decoder.decompress(part, _STEP)
+                self._keep(decoded)
+                self._decoded += len(decoded)
+                self._is_readable = self._decoded <= MAX_DECODED
                 part = self._decoder.unconsumed_tail
         except zlib.error:
             self._is_readable = False
@@ -82,4 +99,4 @@ class UsageReader:
 def _count(usage: dict[str, object], *names: str) -> int | None:
     """Return a number of tokens, under the first of these names that is there."""
     found = next((usage[name] for name in names if name in usage), None)
-    return found if isinstance(found, int) and not isinstance(found, bool) and 0 <= found < 2**31 else None
+    return found if isinstance(found, int) and not isinstance(found, bool) and 0 <= found <= MAX_TOKENS else None

@@ -16,6 +16,7 @@ from tests.support import eventually
 
 EVENTS = [b'data: {"n": 1}\n\n', b": ping\r\n\r\n", b"data: \xe4\xbd\xa0\n\ndata: x\n\n", b"data: [DONE]\n\n"]
 SSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+JSON = "Content-Type: application/json"
 
 
 def chunk(data: bytes) -> bytes:
@@ -643,7 +644,7 @@ async def test_logs_have_no_prompts_and_no_keys(gateway: Gateway, api: ModelApi)
 async def test_usage_of_streams_and_compressed_responses(gateway: Gateway, api: ModelApi) -> None:
     gateway.configure({"api": gateway.upstream(tokens="1000/min")})
     await gateway.start()
-    api.respond = whole(gzip.compress(completion(prompt=100, completion=50)), "200 OK", "Content-Encoding: gzip")
+    api.respond = whole(gzip.compress(completion(prompt=100, completion=50)), "200 OK", JSON, "Content-Encoding: gzip")
     assert (await gateway.chat()).json()["object"] == "chat.completion"
     assert (await gateway.status())["tokens_in_window"] == 150
 

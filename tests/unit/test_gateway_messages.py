@@ -4,7 +4,8 @@ import asyncio
 import gzip
 import json
 import zlib
-from typing import Any
+from collections.abc import Generator
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -13,12 +14,14 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from fleet.inventory.gateway import Budget, ClientSettings
 from gateway import answers
-from gateway.bodies import read_body
+from gateway.bodies import SHORT, read_body
+from gateway.body_scanner import TopLevel, scan
 from gateway.clients import DAY, Client, Clients, find_priority
 from gateway.errors import GatewayError
 from gateway.headers import request_headers, response_headers
 from gateway.state import StateWriter, load
 from gateway.usage import Estimator, Usage, UsageReader
+from tests.support import leaves_the_loop_free
 
 NOW = 1_764_547_200.0  # 2025-12-01 00:00:00 UTC
 
@@ -99,32 +102,98 @@ def test_a_compressed_response_needs_little_memory() -> None:
     reader = UsageReader("gzip")
     reader.add(gzip.compress(b"\0" * 50_000_000))
     assert len(reader._tail) < 100_000
+    assert reader._decoded < 9_000_000
+    assert reader.find() is None
 
 
 def test_estimates_learn() -> None:
     estimator = Estimator()
-    assert estimator.estimate(4000, 100) == 1100
+    assert estimator.estimate("a", 4000, 100) == 1100
     for _ in range(100):
-        estimator.learn(1000, Usage(500, 20))
-    assert abs(estimator.estimate(2000, None) - 1020) < 2
-    assert abs(estimator.estimate(2000, 5) - 1005) < 1
-    estimator.learn(0, Usage(0, 0))
+        estimator.learn("a", 1000, Usage(500, 20))
+    assert abs(estimator.estimate("a", 2000, None) - 1020) < 2
+    assert abs(estimator.estimate("a", 2000, 5) - 1005) < 1
+    estimator.learn("a", 0, Usage(0, 0))
+    for _ in range(100):
+        estimator.learn("a", 10, Usage(1_000_000, 20))  # of an earlier response, for example
+    assert estimator.estimate("a", 1000, 5) < 2100
+    assert estimator.estimate("b", 4000, 100) == 1100
 
 
 @pytest.mark.parametrize(
     ("value", "limit"),
     [({}, None), ({"max_tokens": 5}, 5), ({"max_tokens": 9, "max_completion_tokens": 7}, 7), ({"max_tokens": -5}, 0), ({"max_tokens": "5"}, None)],
 )  # fmt: skip
-def test_the_largest_completion(value: dict[str, Any], limit: int | None) -> None:
-    assert read_body(json.dumps(value).encode()).max_completion == limit
+@pytest.mark.parametrize("padding", [0, SHORT])
+async def test_the_largest_completion(value: dict[str, Any], limit: int | None, padding: int) -> None:
+    body = await read_body(json.dumps({"prompt": "x" * padding, **value}).encode())
+    assert body.max_completion == (limit if padding == 0 or limit != 0 else None)  # a negative number of a long body
 
 
-async def test_an_alias_is_replaced_and_nothing_else() -> None:
-    value = {"n": 1, "model": "fast", "messages": [{"content": "你\ud83d fast"}]}
-    body = read_body(json.dumps(value, indent=3).encode())
-    assert await body.with_model(None) == body.content
-    written = (await body.with_model("nvidia/nano")).decode("utf-8", "surrogatepass")
-    assert json.loads(written) == {**value, "model": "nvidia/nano"}
+@pytest.mark.parametrize("padding", [0, SHORT])
+async def test_an_alias_is_replaced_and_nothing_else(padding: int) -> None:
+    content = (
+        b'{ "messages": [{"model": "fast", "content": "\\"model\\": \\\\"}, {"x": {"model": "fast"}}],'
+        b'\t"mod\\u0065l" : "fast", "n": 1.0, "y":"\xe4\xbd\xa0\\ud83d' + b"z" * padding + b'" ,"model":"fa\\u0073t"}'
+    )
+    body = await read_body(content)
+    assert body.model == "fast"
+    assert await body.with_model(None) == content
+    written = await body.with_model('nvidia/"nano')
+    name = b'"nvidia/\\"nano"'
+    expected = content.replace(b'l" : "fast"', b'l" : ' + name).replace(b'"fa\\u0073t"', name)
+    assert written == expected
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"model": "m", "a": [' + b"1," * 15_000_000 + b"1]}",
+        b'{"a": "' + b"x" * 30_000_000 + b'", "model": "m"}',
+        b'{"a": "' + b"\\" * 30_000_000 + b'", "model": "m"}',
+        b'{"model": "m", "a": "' + b'\\"' * 15_000_000 + b'"}',
+        b'{"model": "m", "a": ' + b"[" * 30_000_000,
+        b'{"model": "m", ' + b'"a": {}, ' * 3_000_000 + b'"a": 1}',
+        b'{"a" ' + b" " * 30_000_000 + b': 1, "model": "m"}',
+        b'{"model": "m", "a": "' + b"\\n" * 15_000_000,
+    ],
+    ids=["numbers", "text", "backslashes", "quotes", "levels", "keys", "blanks", "escapes"],
+)
+async def test_long_bodies_do_not_block_the_event_loop(content: bytes) -> None:
+    await leaves_the_loop_free(lambda: read_body(content))
+    assert (await read_body(content)).model in ("m", None)
+
+
+def run(steps: Generator[None, None, TopLevel]) -> TopLevel:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as ended:
+            return cast("TopLevel", ended.value)
+
+
+@given(
+    st.dictionaries(
+        st.one_of(st.sampled_from(["model", "max_tokens", "a"]), st.text(max_size=5)),
+        st.recursive(
+            st.one_of(st.none(), st.booleans(), st.integers(0, 10**9), st.floats(allow_nan=False), st.text(max_size=9)),
+            lambda inner: st.one_of(
+                st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)
+            ),
+            max_leaves=12,
+        ),
+        max_size=6,
+    ),
+    st.sampled_from([None, 1]),
+    st.booleans(),
+)
+def test_a_scan_finds_what_a_parser_finds(value: dict[str, Any], indent: int | None, ascii_only: bool) -> None:
+    content = json.dumps(value, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+    found = run(scan(content, frozenset({"model", "max_tokens"}))).values
+    wanted = {key: each for key, each in value.items() if key in ("model", "max_tokens")}
+    assert found == {
+        key: each for key, each in wanted.items() if isinstance(each, str | int) and not isinstance(each, bool)
+    }
 
 
 def test_headers_that_are_named_by_others() -> None:
