@@ -1,0 +1,28 @@
+"""Clients and upstreams that want to harm the gateway, or other clients."""
+
+import asyncio
+
+import pytest
+
+from tests.integration.model_api import KEY, Gateway, ModelApi
+
+
+async def test_trace_does_not_show_the_key(gateway: Gateway, api: ModelApi) -> None:
+    gateway.configure()
+    await gateway.start()
+    response = await gateway.client.request("TRACE", "/v1/x")
+    assert (response.status_code, response.json()["error"]["code"]) == (405, "method_not_allowed")
+    assert KEY not in response.text
+    assert api.received == []
+
+
+@pytest.mark.parametrize("path", ["/v1/..;/x", "/v1/.%2E;a=b/x", "/v1/%252e%252e/x", "/v1/..%3bx", "/v1/x/..%255cy"])
+async def test_no_path_leaves_the_base_of_the_upstream(gateway: Gateway, api: ModelApi, path: str) -> None:
+    gateway.configure()
+    await gateway.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+    status = await asyncio.wait_for(reader.readline(), 20)
+    writer.close()
+    assert status.split()[1] == b"400"
+    assert api.received == []
