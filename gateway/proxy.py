@@ -97,6 +97,7 @@ class Proxy:
             return web.json_response(await self._models.read())
         async with self._bodies.read(request) as body:
             routes = self._find_routes(request, body, path)
+            self._clients.check_budget(client)  # others may have come while the body was being read
             self._clients.count(client, requests=1)
             task = Task(request, client, priority, body, path)
             return await Handling(task, self._upstreams, self._clients, self._metrics).answer(routes)
