@@ -22,8 +22,10 @@ from runtime.errors import ApiError
 # A path that is passed on. The gateway's own paths are not, with all below them; browsers request the icon unasked.
 PATH = r"/{path:(?!/*(?:-|api/v1|favicon\.ico|health|metrics|status)(?:/|\Z))[\s\S]+}"
 _MODELS, _MODEL = f"{PREFIX}/models", re.compile(rf"{PREFIX}/models/(.+)")
-# What an upstream could understand as leaving its base, for which alone the key is meant.
-_LEAVES = re.compile(r"(?:^|[/\\]|%2f|%5c)(?:\.|%2e){1,2}(?:$|[/\\?]|%2f|%5c)", re.IGNORECASE)
+# What an upstream could understand as leaving its base, for which alone the key is meant: some remove what follows a
+# semicolon, and some decode twice.
+_SLASH = r"[/\\]|%(?:25)*(?:2f|5c)"
+_LEAVES = re.compile(rf"(?:^|{_SLASH})(?:\.|%(?:25)*2e){{1,2}}(?:$|[;?]|%(?:25)*3b|{_SLASH})", re.IGNORECASE)
 
 
 class Proxy:
@@ -86,6 +88,8 @@ class Proxy:
     async def _forward(self, request: web.Request, client: Client) -> web.StreamResponse:
         if self._is_draining:
             raise GatewayError(503, "shutting_down", "the gateway is being stopped", retry_after=5.0)
+        if request.method == "TRACE":  # the answer would have the key
+            raise GatewayError(405, "method_not_allowed", "TRACE is not passed on")
         path = _find_path(request)
         self._clients.check_budget(client)
         priority = find_priority(request.headers.get(PRIORITY), client)
@@ -93,6 +97,7 @@ class Proxy:
             return web.json_response(await self._models.read())
         async with self._bodies.read(request) as body:
             routes = self._find_routes(request, body, path)
+            self._clients.check_budget(client)  # others may have come while the body was being read
             self._clients.count(client, requests=1)
             task = Task(request, client, priority, body, path)
             return await Handling(task, self._upstreams, self._clients, self._metrics).answer(routes)

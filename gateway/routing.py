@@ -1,6 +1,5 @@
 """Which upstream a request goes to, and under which name it knows the model."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -29,6 +28,22 @@ def is_versioned(path: str) -> bool:
     return path.startswith((f"{PREFIX}/", f"{PREFIX}?")) or path == PREFIX
 
 
+def _matches(parts: Sequence[str], model: str) -> bool:
+    """Whether a name has the parts of a pattern, in their order. The time is linear: clients choose the name."""
+    first, last = parts[0], parts[-1]
+    if len(parts) == 1:
+        return model == first
+    at, end = len(first), len(model) - len(last)
+    if at > end or not (model.startswith(first) and model.endswith(last)):
+        return False
+    for part in parts[1:-1]:
+        found = model.find(part, at, end)
+        if found < 0:
+            return False
+        at = found + len(part)
+    return True
+
+
 class UnknownUpstreamError(Exception):
     """A request names an upstream that does not exist."""
 
@@ -37,9 +52,7 @@ class Router:
     def __init__(self, upstreams: Mapping[str, UpstreamModels], default: str | None) -> None:
         self._upstreams, self._default = upstreams, default
         self._patterns = [
-            (re.compile(".*".join(map(re.escape, pattern.split("*"))), re.DOTALL), name)
-            for name, upstream in upstreams.items()
-            for pattern in upstream.match
+            (pattern.split("*"), name) for name, upstream in upstreams.items() for pattern in upstream.match
         ]
 
     def find(self, model: str | None, named: str | None = None) -> list[Route]:
@@ -57,8 +70,8 @@ class Router:
             for name, upstream in self._upstreams.items():
                 if model in upstream.aliases:
                     return name
-            for pattern, name in self._patterns:
-                if pattern.fullmatch(model):
+            for parts, name in self._patterns:
+                if _matches(parts, model):
                     return name
         return self._default
 

@@ -1,6 +1,10 @@
 """Which upstream a model belongs to."""
 
+import re
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.routing import Route, Router, UnknownUpstreamError, UpstreamModels
 
@@ -26,6 +30,17 @@ UPSTREAMS = {
 )
 def test_a_model_leads_to_an_upstream(model: str | None, routes: list[Route]) -> None:
     assert Router(UPSTREAMS, "spare").find(model) == routes
+
+
+@given(st.text("ab*", max_size=8), st.text("ab", max_size=12))
+def test_a_star_stands_for_any_characters(pattern: str, model: str) -> None:
+    expected = re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), model) is not None
+    assert bool(Router({"a": UpstreamModels([pattern])}, None).find(model)) is expected
+
+
+def test_no_name_of_a_model_takes_long() -> None:
+    router = Router({"a": UpstreamModels(["*llama*instruct*fp8"])}, None)
+    assert router.find("llamainstruct" * 100_000) == []
 
 
 def test_without_a_default_an_unknown_model_has_no_upstream() -> None:

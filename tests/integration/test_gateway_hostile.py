@@ -1,0 +1,48 @@
+"""Clients and upstreams that want to harm the gateway, or other clients."""
+
+import asyncio
+
+import pytest
+
+from tests.integration.model_api import KEY, Gateway, ModelApi
+
+CLIENTS = {"coder": {"token": "t-coder", "budget": {"requests": 5}}, "tester": {"token": "t-tester"}}
+
+
+async def test_trace_does_not_show_the_key(gateway: Gateway, api: ModelApi) -> None:
+    gateway.configure()
+    await gateway.start()
+    response = await gateway.client.request("TRACE", "/v1/x")
+    assert (response.status_code, response.json()["error"]["code"]) == (405, "method_not_allowed")
+    assert KEY not in response.text
+    assert api.received == []
+
+
+@pytest.mark.parametrize("path", ["/v1/..;/x", "/v1/.%2E;a=b/x", "/v1/%252e%252e/x", "/v1/..%3bx", "/v1/x/..%255cy"])
+async def test_no_path_leaves_the_base_of_the_upstream(gateway: Gateway, api: ModelApi, path: str) -> None:
+    gateway.configure()
+    await gateway.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+    status = await asyncio.wait_for(reader.readline(), 20)
+    writer.close()
+    assert status.split()[1] == b"400"
+    assert api.received == []
+
+
+async def test_a_budget_holds_for_requests_that_begin_together(gateway: Gateway, api: ModelApi) -> None:
+    gateway.configure(clients=CLIENTS)
+    await gateway.start()
+    head = b"POST /v1/x HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer t-coder\r\nExpect: 100-continue\r\n"
+    opened = [await asyncio.open_connection("127.0.0.1", gateway.port) for _ in range(20)]
+    for _, writer in opened:
+        writer.write(head + b"Content-Length: 2\r\n\r\n")
+    for reader, _ in opened:  # all bodies are being read
+        await asyncio.wait_for(reader.readuntil(b"100 Continue\r\n\r\n"), 20)
+    for _, writer in opened:
+        writer.write(b"{}")
+    answers = [(await asyncio.wait_for(reader.readline(), 20)).split()[1] for reader, _ in opened]
+    for _, writer in opened:
+        writer.close()
+    assert (answers.count(b"200"), answers.count(b"429")) == (5, 15)
+    assert len(api.received) == 5
