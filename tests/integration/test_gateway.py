@@ -413,6 +413,36 @@ async def test_the_models_of_all_upstreams(gateway: Gateway, api: ModelApi) -> N
     assert api.received[-1].target == "/v1/other/models/qwen/a"
 
 
+async def test_a_list_of_models_that_arrives_in_parts(gateway: Gateway, api: ModelApi) -> None:
+    gateway.configure()
+    await gateway.start()
+    names = [f"nvidia/model-{number}" for number in range(1000)]
+    whole_list = json.dumps({"data": [{"id": name} for name in names]}).encode()
+
+    async def drip(_request: Received, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(whole_list))
+        for start in range(0, len(whole_list), 10_000):
+            writer.write(whole_list[start : start + 10_000])
+            await writer.drain()
+            await asyncio.sleep(0.02)
+
+    api.respond = drip
+    models = (await gateway.client.get("/v1/models")).json()
+    assert [each["id"] for each in models["data"]] == names
+
+
+async def test_an_upstream_without_a_list_of_models_is_not_asked_again_at_once(gateway: Gateway, api: ModelApi) -> None:
+    gateway.configure()
+    await gateway.start()
+    api.respond = whole(b"", "500 No")
+    for _ in range(4):
+        await gateway.chat()
+    for _ in range(3):
+        assert (await gateway.client.get("/v1/models")).status_code == 502
+    assert [each.target for each in api.received].count("/v1/models") == 1
+    assert (await gateway.status())["failing"] is True  # the fifth failure in a row
+
+
 async def test_clients_show_their_tokens(gateway: Gateway, api: ModelApi) -> None:
     clients = {
         "coder": {"token": "t-coder", "priority": "high", "share": 2, "budget": {"requests": 2}},
