@@ -282,7 +282,8 @@ class Permit:
         self._record, self._credit = record, credit
         self.waited, self.passthrough = waited, passthrough
         self._trial = trial
-        self._has_begun = self._is_sent = self._is_judged = self._is_closed = False
+        self.is_sent = False
+        self._has_begun = self._is_judged = self._is_closed = False
 
     def begin_sending(self) -> None:
         """Note that a part of the request may have been sent."""
@@ -290,7 +291,7 @@ class Permit:
 
     def mark_sent(self) -> None:
         """Note that the upstream has received the request by now."""
-        if not self._is_sent:
+        if not self.is_sent:
             now = self._admission.clock.now()
             self._admission.requests.mark_sent(self._numbers[0], now)
             self._admission.tokens.mark_sent(self._numbers[1], now)
@@ -298,7 +299,7 @@ class Permit:
             self._record.mark_sent(now)
             if self._credit is not None:
                 self._credit.mark_sent(now)
-            self._has_begun = self._is_sent = True
+            self._has_begun = self.is_sent = True
             self._admission.wake()
 
     def note_answer(self, *, refused: bool | None) -> State | None:
