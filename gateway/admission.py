@@ -125,7 +125,7 @@ class Admission:
         self._check_pause(now, patience)
         if not any(self._line.depths()) and self._next_time(applicant, now) <= now:
             return self._grant(applicant, 0.0)
-        if len(self._line) >= self.queue.size and not self._make_room(applicant):
+        if len(self._line) >= self.queue.size and not self._make_room(applicant, now):
             return self._grant(applicant, 0.0, passthrough=True)
         pending = _Pending(applicant, deadline, patience, asyncio.get_running_loop().create_future())
         waiter = self._line.add(applicant.rank, applicant.client, pending, now)
@@ -147,9 +147,9 @@ class Admission:
         if patience < trial_at and (trial_at < float("inf") or patience == now):
             raise RefusedError("unavailable", min(trial_at - now, MAX_RETRY_AFTER))
 
-    def _make_room(self, applicant: Applicant) -> bool:
+    def _make_room(self, applicant: Applicant, now: float) -> bool:
         """Make room in a full queue; return False if the request passes through instead. Raises RefusedError."""
-        if self.queue.when_full == "passthrough":
+        if self.queue.when_full == "passthrough" and max(self.paused_until, self.breaker.next_time(now)) <= now:
             return False
         lowest = self._line.find_lowest(applicant.rank) if self.queue.when_full == "drop-lowest" else None
         if lowest is None:
@@ -282,7 +282,8 @@ class Permit:
         self._record, self._credit = record, credit
         self.waited, self.passthrough = waited, passthrough
         self._trial = trial
-        self._has_begun = self._is_sent = self._is_judged = self._is_closed = False
+        self.is_sent = False
+        self._has_begun = self._is_judged = self._is_closed = False
 
     def begin_sending(self) -> None:
         """Note that a part of the request may have been sent."""
@@ -290,7 +291,7 @@ class Permit:
 
     def mark_sent(self) -> None:
         """Note that the upstream has received the request by now."""
-        if not self._is_sent:
+        if not self.is_sent:
             now = self._admission.clock.now()
             self._admission.requests.mark_sent(self._numbers[0], now)
             self._admission.tokens.mark_sent(self._numbers[1], now)
@@ -298,7 +299,7 @@ class Permit:
             self._record.mark_sent(now)
             if self._credit is not None:
                 self._credit.mark_sent(now)
-            self._has_begun = self._is_sent = True
+            self._has_begun = self.is_sent = True
             self._admission.wake()
 
     def note_answer(self, *, refused: bool | None) -> State | None:
@@ -306,11 +307,13 @@ class Permit:
 
         `refused` says whether the upstream's limit was exceeded; None if the answer says nothing about that.
         """
-        self._is_judged = True
-        self._admission.breaker.succeed()
-        if refused is None:
-            return None
-        return self._admission.retreat.note_answer(self._admission.clock.now(), refused=refused)
+        admission, self._is_judged = self._admission, True
+        was_open = admission.breaker.is_open
+        admission.breaker.succeed()
+        state = None if refused is None else admission.retreat.note_answer(admission.clock.now(), refused=refused)
+        if was_open or state is not None:  # the response itself may last for minutes
+            admission.wake()
+        return state
 
     def note_failure(self) -> bool:
         """Note that the upstream has failed, and return whether that opens the breaker."""

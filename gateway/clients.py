@@ -61,9 +61,12 @@ class Clients:
                 raise GatewayError(429, "budget_exceeded", message)
 
     def count(self, client: Client, *, requests: int = 0, tokens: int = 0) -> None:
-        """Count what a client has used."""
+        """Count what a client has used. A negative number returns what it has not used, except that of yesterday."""
         used = self.used_today(client.name)
-        self._used[client.name] = {"requests": used["requests"] + requests, "tokens": used["tokens"] + tokens}
+        self._used[client.name] = {
+            "requests": max(0, used["requests"] + requests),
+            "tokens": used["tokens"] + tokens,
+        }
 
     def used_today(self, name: str) -> Mapping[str, int]:
         today = int(self._unix() // DAY)

@@ -46,6 +46,7 @@ class Handling:
         self._upstream: Upstream | None = None
         self._outcome: Outcome = "cancelled"  # unless it ends otherwise
         self._status: int | None = None
+        self.is_sent = False  # to any upstream
         self._waited = 0.0
         self._tokens: int | None = None
         self._error = ""
@@ -66,6 +67,7 @@ class Handling:
     async def _try(self, route: Route, *, is_last: bool) -> web.StreamResponse | None:
         """Return the response of an upstream, or None if the next one is to be tried. Raises GatewayError."""
         upstream = self._upstream = self._upstreams[route.upstream]
+        self._outcome = "cancelled"
         try:
             permit = await upstream.admission.admit(self._apply(upstream, has_fallback=not is_last))
         except RefusedError as error:
@@ -76,12 +78,12 @@ class Handling:
         self._waited += permit.waited
         exchange = Exchange(upstream, permit)
         try:
-            self._outcome = "cancelled"
             call = await self._create_call(upstream, route)
             return await self._exchange(exchange, permit, call, is_last=is_last)
         finally:
             exchange.close()
             permit.close()
+            self.is_sent = self.is_sent or permit.is_sent
 
     async def _create_call(self, upstream: Upstream, route: Route) -> Call:
         request = self._task.request

@@ -16,14 +16,15 @@ from runtime.payloads import decode_json, parse_body
 KEPT = 60.0  # seconds; each reading is a request that counts
 TIMEOUT = 15.0
 MAX_SIZE = 4 * 2**20  # bytes of a list
-_OK = 200
+_OK, _LIMITED, _SERVER_ERROR = 200, 429, 500
 log = structlog.get_logger()
 
 
 class ModelList:
     def __init__(self, upstreams: Upstreams) -> None:
         self._upstreams = upstreams
-        self._known: dict[str, tuple[float, list[dict[str, Any]]]] = {}  # by upstream, with the time
+        # By upstream: when it was last asked, and its models, None if it has never returned them.
+        self._known: dict[str, tuple[float, list[dict[str, Any]] | None]] = {}
         self._lock = asyncio.Lock()
 
     async def read(self) -> dict[str, Any]:
@@ -50,17 +51,19 @@ class ModelList:
     async def _read_known(self, upstream: Upstream) -> list[dict[str, Any]] | None:
         """Return the models of an upstream, which may be those of an earlier answer; None if there is none."""
         now = time.monotonic()
-        known = self._known.get(upstream.name)
-        if known is not None and now < known[0] + KEPT:
-            return known[1]
+        read_at, models = self._known.get(upstream.name, (float("-inf"), None))
+        if now < read_at + KEPT:
+            return models
         try:
             async with asyncio.timeout(TIMEOUT):
-                found = await _fetch(upstream)
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, RefusedError) as error:
+                models = await _fetch(upstream)
+        except RefusedError as error:
+            log.warning("models_not_read", upstream=upstream.name, error=error.reason)
+            return models
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             log.warning("models_not_read", upstream=upstream.name, error=type(error).__name__)
-            return known[1] if known is not None else None
-        self._known[upstream.name] = (now, found)
-        return found
+        self._known[upstream.name] = (now, models)
+        return models
 
 
 async def _fetch(upstream: Upstream) -> list[dict[str, Any]]:
@@ -79,13 +82,25 @@ async def _fetch(upstream: Upstream) -> list[dict[str, Any]]:
             ) as response,
         ):
             permit.mark_sent()
-            body = await response.content.read(MAX_SIZE)
-            permit.note_answer(refused=response.status == 429)  # noqa: PLR2004 - too many requests
+            if response.status >= _SERVER_ERROR:
+                permit.note_failure()
+            else:
+                permit.note_answer(refused=response.status == _LIMITED)
             if response.status != _OK:
                 raise ValueError(f"status {response.status}")
-            return _parse_models(await parse_body(decode_json, body))
+            return _parse_models(await parse_body(decode_json, await _read_body(response.content)))
     finally:
         permit.close()
+
+
+async def _read_body(content: aiohttp.StreamReader) -> bytes:
+    """Read a whole body. Raises ValueError if it is too large."""
+    body = bytearray()
+    async for part in content.iter_any():
+        body += part
+        if len(body) > MAX_SIZE:
+            raise ValueError("the list is too large")
+    return bytes(body)
 
 
 def _parse_models(value: Any) -> list[dict[str, Any]]:

@@ -98,9 +98,14 @@ class Proxy:
         async with self._bodies.read(request) as body:
             routes = self._find_routes(request, body, path)
             self._clients.check_budget(client)  # others may have come while the body was being read
-            self._clients.count(client, requests=1)
             task = Task(request, client, priority, body, path)
-            return await Handling(task, self._upstreams, self._clients, self._metrics).answer(routes)
+            handling = Handling(task, self._upstreams, self._clients, self._metrics)
+            self._clients.count(client, requests=1)
+            try:
+                return await handling.answer(routes)
+            finally:
+                if not handling.is_sent:
+                    self._clients.count(client, requests=-1)
 
     def _find_routes(self, request: web.Request, body: Body, path: str) -> list[Route]:
         in_path = _MODEL.fullmatch(path)

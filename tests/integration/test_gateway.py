@@ -382,6 +382,28 @@ async def test_another_upstream_replaces_one_that_fails(gateway: Gateway, api: M
     assert len(api.received) == 3
 
 
+async def test_a_client_that_leaves_while_it_waits_for_another_upstream(gateway: Gateway, api: ModelApi) -> None:
+    spare = gateway.upstream(url=f"{api.url}/spare", concurrency=1)
+    gateway.configure({"api": gateway.upstream(fallback=["spare"]), "spare": spare})
+    await gateway.start()
+
+    async def respond(request: Received, writer: asyncio.StreamWriter) -> None:
+        await (endless if request.target.startswith("/v1/spare/") else whole(b"", "503 Away"))(request, writer)
+
+    api.respond = respond
+    async with gateway.client.stream("POST", "/v1/x", json={"model": "m"}, headers={"X-Upstream": "spare"}) as stream:
+        parts = stream.aiter_raw()
+        await anext(parts)
+        waits = asyncio.create_task(gateway.chat())
+
+        async def is_queued() -> bool:
+            return int((await gateway.status("spare"))["queue"]["normal"]) == 1
+
+        await eventually(is_queued, 20)
+        waits.cancel()
+        assert (await gateway.logged("request"))[0]["outcome"] == "cancelled"
+
+
 async def test_the_breaker(gateway: Gateway, api: ModelApi) -> None:
     gateway.configure()
     await gateway.start()
@@ -414,6 +436,36 @@ async def test_the_models_of_all_upstreams(gateway: Gateway, api: ModelApi) -> N
     assert api.received[-1].target == "/v1/other/models/qwen/a"
 
 
+async def test_a_list_of_models_that_arrives_in_parts(gateway: Gateway, api: ModelApi) -> None:
+    gateway.configure()
+    await gateway.start()
+    names = [f"nvidia/model-{number}" for number in range(1000)]
+    whole_list = json.dumps({"data": [{"id": name} for name in names]}).encode()
+
+    async def drip(_request: Received, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(whole_list))
+        for start in range(0, len(whole_list), 10_000):
+            writer.write(whole_list[start : start + 10_000])
+            await writer.drain()
+            await asyncio.sleep(0.02)
+
+    api.respond = drip
+    models = (await gateway.client.get("/v1/models")).json()
+    assert [each["id"] for each in models["data"]] == names
+
+
+async def test_an_upstream_without_a_list_of_models_is_not_asked_again_at_once(gateway: Gateway, api: ModelApi) -> None:
+    gateway.configure()
+    await gateway.start()
+    api.respond = whole(b"", "500 No")
+    for _ in range(4):
+        await gateway.chat()
+    for _ in range(3):
+        assert (await gateway.client.get("/v1/models")).status_code == 502
+    assert [each.target for each in api.received].count("/v1/models") == 1
+    assert (await gateway.status())["failing"] is True  # the fifth failure in a row
+
+
 async def test_clients_show_their_tokens(gateway: Gateway, api: ModelApi) -> None:
     clients = {
         "coder": {"token": "t-coder", "priority": "high", "share": 2, "budget": {"requests": 2}},
@@ -437,6 +489,22 @@ async def test_clients_show_their_tokens(gateway: Gateway, api: ModelApi) -> Non
     await gateway.launcher.kill(gateway.pid, signal.SIGTERM)
     await gateway.start()
     assert (await gateway.chat(api_key="t-tester")).status_code == 429  # still the same day
+
+
+async def test_a_request_that_is_not_sent_uses_no_budget(gateway: Gateway, api: ModelApi) -> None:
+    clients = {"coder": {"token": "t-coder", "budget": {"requests": 2}}}
+    away = gateway.upstream(url="http://127.0.0.1:1/v1")
+    limited = gateway.upstream(rate="1/min", fallback=["away"])
+    gateway.configure({"api": limited, "away": away}, clients=clients, queue={"low_timeout": "100ms"})
+    await gateway.start()
+    headers = {"Authorization": "Bearer t-coder", "X_Priority": "low"}
+    assert (await gateway.chat(**headers)).is_success
+    for _ in range(3):
+        response = await gateway.chat(**headers)
+        assert (response.status_code, response.json()["error"]["code"]) == (502, "upstream_failed")
+    shown = (await gateway.client.get("/api/v1/status", headers=ADMIN)).json()["clients"]["coder"]
+    assert shown["today"]["requests"] == 1
+    assert len(api.received) == 1
 
 
 async def test_pages_of_other_sites_cannot_use_the_key(gateway: Gateway, api: ModelApi) -> None:

@@ -212,6 +212,31 @@ async def test_a_full_queue_with_passthrough(made: list[Harness]) -> None:
     assert harness.admission.requests.used(harness.clock.now()) == 2  # what passed through has counted, too
 
 
+async def test_nothing_passes_through_while_the_upstream_pauses_or_fails(made: list[Harness]) -> None:
+    made.append(harness := Harness(rate=10, size=1, when_full="passthrough", wait=300))
+    harness.admission.pause(20)
+    for name in ("waits", "refused"):
+        harness.request(name)
+        await settle()
+    assert (harness.sent, harness.refused["refused"][0]) == ([], "queue_full")
+    await harness.run_until(20)
+    for number in range(FAILURES):
+        harness.request(str(number), lasts=True)
+    await settle()
+    for number in range(FAILURES):
+        harness.permits[str(number)].note_failure()
+    for name in ("trial", "refused too"):
+        harness.request(name, lasts=True)
+        await settle()
+    assert harness.refused["refused too"][0] == "queue_full"
+    await harness.run_until(20 + OPEN_FOR)
+    assert harness.names() == ["waits", *map(str, range(FAILURES)), "trial"]
+    for name in ("after the trial", "beside the trial"):
+        harness.request(name)
+        await settle()
+    assert harness.refused["beside the trial"][0] == "queue_full"
+
+
 async def test_a_request_that_is_cancelled_while_it_waits_frees_its_place(made: list[Harness]) -> None:
     made.append(harness := Harness(rate=1, size=1, wait=100))
     harness.request("sent")
@@ -323,8 +348,7 @@ async def test_a_failing_upstream_gets_one_trial(made: list[Harness]) -> None:
     await harness.run_until(OPEN_FOR)
     assert harness.refused == {"low": ("unavailable", OPEN_FOR)}
     assert harness.names()[FAILURES:] == ["trial"]
-    harness.permits["trial"].note_answer(refused=False)
-    harness.permits["trial"].close()
+    harness.permits["trial"].note_answer(refused=False)  # the response has begun, and may go on for minutes
     await settle()
     assert harness.names()[FAILURES:] == ["trial", "next"]
 
