@@ -24,21 +24,24 @@ class ModelList:
     def __init__(self, upstreams: Upstreams) -> None:
         self._upstreams = upstreams
         self._known: dict[str, tuple[float, list[dict[str, Any]]]] = {}  # by upstream, with the time
+        self._failed: dict[str, tuple[float, GatewayError]] = {}  # the last failures
         self._lock = asyncio.Lock()
 
     async def read(self) -> dict[str, Any]:
-        """Return the list in OpenAI's format. Raises GatewayError if no upstream answers."""
+        """Return the list in OpenAI's format. Raises GatewayError if there is none of any upstream."""
+        arrived_at = time.monotonic()
         async with self._lock:  # those who wait will find the answers
-            lists = await asyncio.gather(*(self._read_known(each) for each in self._upstreams))
-        if all(each is None for each in lists):
-            raise GatewayError(502, "upstream_failed", "no upstream has returned its models", retry_after=KEPT)
+            lists = await asyncio.gather(*(self._read_known(each, arrived_at) for each in self._upstreams))
+        failures = [each for each in lists if isinstance(each, GatewayError)]
+        if len(failures) == len(lists):
+            raise failures[0]
         models: dict[str, dict[str, Any]] = {}
         for upstream, found in zip(self._upstreams, lists, strict=True):
             aliases = [
                 {"id": alias, "object": "model", "created": 0, "owned_by": upstream.provider}
                 for alias in upstream.settings.aliases
             ]
-            for model in [*aliases, *(found or [])]:
+            for model in [*aliases, *(found if isinstance(found, list) else [])]:
                 if self._leads_to(model["id"], upstream):
                     models.setdefault(model["id"], model)
         return {"object": "list", "data": list(models.values())}
@@ -47,20 +50,30 @@ class ModelList:
         routes = self._upstreams.router.find(model)
         return bool(routes) and routes[0].upstream == upstream.name
 
-    async def _read_known(self, upstream: Upstream) -> list[dict[str, Any]] | None:
-        """Return the models of an upstream, which may be those of an earlier answer; None if there is none."""
-        now = time.monotonic()
-        known = self._known.get(upstream.name)
-        if known is not None and now < known[0] + KEPT:
+    async def _read_known(self, upstream: Upstream, arrived_at: float) -> list[dict[str, Any]] | GatewayError:
+        """Return the models of an upstream, which may be those of an earlier answer, or why there are none."""
+        known, failed = self._known.get(upstream.name), self._failed.get(upstream.name)
+        if known is not None and time.monotonic() < known[0] + KEPT:
             return known[1]
+        if failed is not None and failed[0] >= arrived_at:
+            return failed[1]
         try:
-            async with asyncio.timeout(TIMEOUT):
+            async with asyncio.timeout(TIMEOUT if known is not None else None):  # else as long as other requests wait
                 found = await _fetch(upstream)
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, RefusedError) as error:
+        except RefusedError as error:
+            log.warning("models_not_read", upstream=upstream.name, error=error.reason)
+            failure = GatewayError.of(error.reason, error.retry_after)
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             log.warning("models_not_read", upstream=upstream.name, error=type(error).__name__)
-            return known[1] if known is not None else None
-        self._known[upstream.name] = (now, found)
-        return found
+            failure = GatewayError(502, "upstream_failed", "no upstream has returned its models", retry_after=KEPT)
+        else:
+            self._known[upstream.name] = (time.monotonic(), found)
+            return found
+        if known is not None:
+            self._known[upstream.name] = (time.monotonic(), known[1])
+            return known[1]
+        self._failed[upstream.name] = (time.monotonic(), failure)
+        return failure
 
 
 async def _fetch(upstream: Upstream) -> list[dict[str, Any]]:
@@ -70,6 +83,7 @@ async def _fetch(upstream: Upstream) -> list[dict[str, Any]]:
     permit.begin_sending()
     try:
         async with (
+            asyncio.timeout(TIMEOUT),
             upstream.pool.use() as session,
             session.get(
                 URL(f"{upstream.base}/models", encoded=True),

@@ -413,6 +413,16 @@ async def test_the_models_of_all_upstreams(gateway: Gateway, api: ModelApi) -> N
     assert api.received[-1].target == "/v1/other/models/qwen/a"
 
 
+async def test_the_models_are_read_when_the_rate_permits(gateway: Gateway, api: ModelApi) -> None:
+    gateway.configure({"api": gateway.upstream(rate="1/min")}, queue={"max_wait": "1s"})
+    await gateway.start()
+    assert (await gateway.chat()).is_success
+    refused = await asyncio.gather(*(gateway.client.get("/v1/models") for _ in range(3)))
+    assert [(each.status_code, each.json()["error"]["code"]) for each in refused] == [(429, "timeout")] * 3
+    assert [each["error"] for each in await gateway.logged("models_not_read")] == ["timeout"]  # one reading for all
+    assert [each.target for each in api.received] == ["/v1/chat/completions"]
+
+
 async def test_clients_show_their_tokens(gateway: Gateway, api: ModelApi) -> None:
     clients = {
         "coder": {"token": "t-coder", "priority": "high", "share": 2, "budget": {"requests": 2}},
