@@ -423,6 +423,32 @@ async def test_the_models_are_read_when_the_rate_permits(gateway: Gateway, api: 
     assert [each.target for each in api.received] == ["/v1/chat/completions"]
 
 
+async def test_what_may_be_sent_now(gateway: Gateway, api: ModelApi) -> None:
+    gateway.configure({"api": gateway.upstream(burst=2)}, queue={"max_wait": "1s"})
+    await gateway.start()
+    assert (await gateway.status())["requests_available"] == 2
+    gateway.configure({"api": gateway.upstream(concurrency=1)})
+    assert (await gateway.client.post("/-/reload", headers=ADMIN)).is_success
+    assert (await gateway.status())["requests_available"] == 1
+    released = asyncio.Event()
+
+    async def hold(request: Received, writer: asyncio.StreamWriter) -> None:
+        await released.wait()
+        await whole()(request, writer)
+
+    api.respond = hold
+    async with asyncio.TaskGroup() as group:
+        group.create_task(gateway.chat())
+
+        async def is_sent() -> bool:
+            return len(api.received) == 1
+
+        await eventually(is_sent)
+        assert (await gateway.status())["requests_available"] == 0
+        assert (await gateway.client.get("/health/ready")).json()["requests_available"] is False
+        released.set()
+
+
 async def test_clients_show_their_tokens(gateway: Gateway, api: ModelApi) -> None:
     clients = {
         "coder": {"token": "t-coder", "priority": "high", "share": 2, "budget": {"requests": 2}},
