@@ -449,6 +449,15 @@ async def test_what_may_be_sent_now(gateway: Gateway, api: ModelApi) -> None:
         released.set()
 
 
+async def test_the_log_says_how_long_a_refused_request_has_waited(gateway: Gateway) -> None:
+    gateway.configure({"api": gateway.upstream(rate="1/min")}, queue={"max_wait": "1s"})
+    await gateway.start()
+    assert (await gateway.chat()).is_success
+    assert (await gateway.chat()).json()["error"]["code"] == "timeout"
+    first, second = await gateway.logged("request", 2)
+    assert first["waited"] < 1 <= second["waited"] <= second["seconds"]
+
+
 async def test_clients_show_their_tokens(gateway: Gateway, api: ModelApi) -> None:
     clients = {
         "coder": {"token": "t-coder", "priority": "high", "share": 2, "budget": {"requests": 2}},
