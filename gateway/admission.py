@@ -117,6 +117,21 @@ class Admission:
         """Return how many requests of each client wait, by rank."""
         return self._line.count_by_client()
 
+    def count_available(self) -> float:
+        """Return how many requests may be sent now; while others wait, a further one waits, too."""
+        limits, now = self.limits, self.clock.now()
+        if any(self.depths) or max(self.paused_until, self.breaker.next_time(now)) > now:
+            return 0.0
+        rate = float(math.floor(self.retreat.rate))
+        if self._shared is not None:
+            rate = self._shared.reduce(rate)
+        room = rate - self.requests.used(now)
+        if limits.burst is not None:
+            room = min(room, self.requests.room_in_burst(limits.burst, rate, now))
+        if limits.concurrency is not None:
+            room = min(room, limits.concurrency - self.in_flight)
+        return max(0.0, room)
+
     async def admit(self, applicant: Applicant) -> "Permit":
         """Wait until the request may be sent. Raises RefusedError. A cancelled request frees its place at once."""
         now = self.clock.now()

@@ -69,13 +69,12 @@ class Handling:
         upstream = self._upstream = self._upstreams[route.upstream]
         self._outcome = "cancelled"
         try:
-            permit = await upstream.admission.admit(self._apply(upstream, has_fallback=not is_last))
+            permit = await self._admit(upstream, has_fallback=not is_last)
         except RefusedError as error:
             self._outcome = error.reason
             if is_last:
                 raise GatewayError.of(error.reason, error.retry_after) from error
             return None
-        self._waited += permit.waited
         exchange = Exchange(upstream, permit)
         try:
             call = await self._create_call(upstream, route)
@@ -84,6 +83,15 @@ class Handling:
             exchange.close()
             permit.close()
             self.is_sent = self.is_sent or permit.is_sent
+
+    async def _admit(self, upstream: Upstream, *, has_fallback: bool) -> Permit:
+        """Wait for the permission to send. Raises RefusedError."""
+        began, permit = time.monotonic(), None
+        try:
+            permit = await upstream.admission.admit(self._apply(upstream, has_fallback=has_fallback))
+            return permit
+        finally:  # also if it is refused, or its client leaves
+            self._waited += permit.waited if permit is not None else time.monotonic() - began
 
     async def _create_call(self, upstream: Upstream, route: Route) -> Call:
         request = self._task.request
@@ -175,12 +183,14 @@ class Handling:
     def _note_retreat(self, upstream: Upstream, state: State | None) -> None:
         if state is None:
             return
-        rate = round(upstream.admission.retreat.rate, 2)
+        retreat = upstream.admission.retreat
+        answers, refused = retreat.judged
+        numbers = {"rate_per_minute": round(retreat.rate, 2), "answers": answers, "refused": refused}
         if state in ("retreating", "floor"):
             self._metrics.retreats.labels(upstream.provider).inc()
-            log.warning("rate_cut", upstream=upstream.name, rate_per_minute=rate, state=state)
+            log.warning("rate_cut", upstream=upstream.name, state=state, **numbers)
         else:
-            log.info("rate_raised", upstream=upstream.name, rate_per_minute=rate, state=state)
+            log.info("rate_raised", upstream=upstream.name, state=state, **numbers)
 
     def _note_failure(self, upstream: Upstream, permit: Permit, status: int | None, error: str) -> None:
         self._outcome, self._status, self._error = "upstream_error", status, error

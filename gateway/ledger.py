@@ -123,13 +123,19 @@ def open_locked(path: Path) -> int:
     try:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
-        raise StartError(f"gateway.state_file: cannot write {path}: {error.strerror}") from error
+        raise StartError(f"gateway.state_file: cannot write {path}: {_explain(error, path)}") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(file)
         raise StartError(f"gateway.state_file: another gateway uses {path}") from error
     return file
+
+
+def _explain(error: OSError, path: Path) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"there is no folder {path.parent}; create it for the gateway's user"
+    return str(error.strerror)
 
 
 def _map(file: int, path: Path) -> mmap.mmap:

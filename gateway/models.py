@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
@@ -20,26 +21,37 @@ _OK, _LIMITED, _SERVER_ERROR = 200, 429, 500
 log = structlog.get_logger()
 
 
+@dataclass(frozen=True)
+class _Failure:
+    """Why there are no models: for those who waited then and, if the upstream was asked, for a while."""
+
+    at: float
+    until: float
+    error: GatewayError
+
+
 class ModelList:
     def __init__(self, upstreams: Upstreams) -> None:
         self._upstreams = upstreams
-        # By upstream: when it was last asked, and its models, None if it has never returned them.
-        self._known: dict[str, tuple[float, list[dict[str, Any]] | None]] = {}
+        self._known: dict[str, tuple[float, list[dict[str, Any]]]] = {}  # by upstream, with the time
+        self._failed: dict[str, _Failure] = {}  # the last one, of upstreams that have returned nothing
         self._lock = asyncio.Lock()
 
     async def read(self) -> dict[str, Any]:
-        """Return the list in OpenAI's format. Raises GatewayError if no upstream answers."""
+        """Return the list in OpenAI's format. Raises GatewayError if there is none of any upstream."""
+        arrived_at = time.monotonic()
         async with self._lock:  # those who wait will find the answers
-            lists = await asyncio.gather(*(self._read_known(each) for each in self._upstreams))
-        if all(each is None for each in lists):
-            raise GatewayError(502, "upstream_failed", "no upstream has returned its models", retry_after=KEPT)
+            lists = await asyncio.gather(*(self._read_known(each, arrived_at) for each in self._upstreams))
+        failures = [each for each in lists if isinstance(each, GatewayError)]
+        if len(failures) == len(lists):
+            raise failures[0].with_traceback(None)  # it may be raised again and again
         models: dict[str, dict[str, Any]] = {}
         for upstream, found in zip(self._upstreams, lists, strict=True):
             aliases = [
                 {"id": alias, "object": "model", "created": 0, "owned_by": upstream.provider}
                 for alias in upstream.settings.aliases
             ]
-            for model in [*aliases, *(found or [])]:
+            for model in [*aliases, *(found if isinstance(found, list) else [])]:
                 if self._leads_to(model["id"], upstream):
                     models.setdefault(model["id"], model)
         return {"object": "list", "data": list(models.values())}
@@ -48,22 +60,32 @@ class ModelList:
         routes = self._upstreams.router.find(model)
         return bool(routes) and routes[0].upstream == upstream.name
 
-    async def _read_known(self, upstream: Upstream) -> list[dict[str, Any]] | None:
-        """Return the models of an upstream, which may be those of an earlier answer; None if there is none."""
-        now = time.monotonic()
-        read_at, models = self._known.get(upstream.name, (float("-inf"), None))
-        if now < read_at + KEPT:
-            return models
+    async def _read_known(self, upstream: Upstream, arrived_at: float) -> list[dict[str, Any]] | GatewayError:
+        """Return the models of an upstream, which may be those of an earlier answer, or why there are none."""
+        known, failed = self._known.get(upstream.name), self._failed.get(upstream.name)
+        if known is not None and time.monotonic() < known[0] + KEPT:
+            return known[1]
+        if failed is not None and (failed.at >= arrived_at or time.monotonic() < failed.until):
+            return failed.error
         try:
-            async with asyncio.timeout(TIMEOUT):
-                models = await _fetch(upstream)
+            async with asyncio.timeout(TIMEOUT if known is not None else None):  # else as long as other requests wait
+                found = await _fetch(upstream)
         except RefusedError as error:
             log.warning("models_not_read", upstream=upstream.name, error=error.reason)
-            return models
+            failure, kept = GatewayError.of(error.reason, error.retry_after), 0.0
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             log.warning("models_not_read", upstream=upstream.name, error=type(error).__name__)
-        self._known[upstream.name] = (now, models)
-        return models
+            message = "no upstream has returned its models"
+            failure, kept = GatewayError(502, "upstream_failed", message, retry_after=KEPT), KEPT
+        else:
+            self._known[upstream.name] = (time.monotonic(), found)
+            return found
+        if known is not None:
+            self._known[upstream.name] = (time.monotonic(), known[1])
+            return known[1]
+        now = time.monotonic()
+        self._failed[upstream.name] = _Failure(now, now + kept, failure)
+        return failure
 
 
 async def _fetch(upstream: Upstream) -> list[dict[str, Any]]:
@@ -73,6 +95,7 @@ async def _fetch(upstream: Upstream) -> list[dict[str, Any]]:
     permit.begin_sending()
     try:
         async with (
+            asyncio.timeout(TIMEOUT),
             upstream.pool.use() as session,
             session.get(
                 URL(f"{upstream.base}/models", encoded=True),

@@ -22,6 +22,7 @@ from runtime.errors import ApiError
 # A path that is passed on. The gateway's own paths are not, with all below them; browsers request the icon unasked.
 PATH = r"/{path:(?!/*(?:-|api/v1|favicon\.ico|health|metrics|status)(?:/|\Z))[\s\S]+}"
 _MODELS, _MODEL = f"{PREFIX}/models", re.compile(rf"{PREFIX}/models/(.+)")
+_NO_CLIENT = "not the token of a client: send it as the API key (Authorization: Bearer TOKEN)"
 # What an upstream could understand as leaving its base, for which alone the key is meant: some remove what follows a
 # semicolon, and some decode twice.
 _SLASH = r"[/\\]|%(?:25)*(?:2f|5c)"
@@ -78,10 +79,10 @@ class Proxy:
                 return Client(ANONYMOUS)
             client = self._clients.find(_find_token(request))
             if client is None:
-                raise await self._access.refuse(request, "", "unknown token of a client")
+                refusal = await self._access.refuse(request, "", "unknown token of a client")
+                raise GatewayError(401, "invalid_api_key", _NO_CLIENT) from refusal
         except ApiError as error:
-            code = "invalid_api_key" if error.status == 401 else error.code  # noqa: PLR2004 - as OpenAI calls it
-            raise GatewayError(error.status, code, error.message) from error
+            raise GatewayError(error.status, error.code, error.message) from error
         set_identity(request, Identity(client.name, Role.CLIENT, "token", self._access.find_address(request)))
         return client
 

@@ -46,6 +46,7 @@ class Retreat:
         self.rate = base
         self.state: State = "steady"
         self.cuts = 0
+        self.judged = 0, 0  # how many answers led to the last change, and how many of them refused
         self._changed_at = now
         self._cut_at = float("-inf")
         self._minute, self._long = _Answers(WINDOW), _Answers(rules.recover_after)
@@ -62,7 +63,7 @@ class Retreat:
 
     def _cut(self, now: float) -> State | None:
         answers, refused = self._minute.count(now)
-        share = refused / answers
+        share, self.judged = refused / answers, (answers, refused)
         floor = min(self.rules.floor, self.base)
         if share < self.rules.cut_at or self.rate <= floor:
             return None
@@ -75,7 +76,7 @@ class Retreat:
         return self.state
 
     def _recover(self, now: float) -> State | None:
-        answers, refused = self._long.count(now)
+        answers, refused = self.judged = self._long.count(now)
         if refused / answers >= self.rules.recover_below:
             return None
         self.rate = min(self.base, self.rate + self.rules.step)

@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -82,18 +81,16 @@ class Upstream:
     def describe(self) -> UpstreamState:
         """Return its present state for metrics."""
         admission = self.admission
-        now = admission.clock.now()
-        rate, used = admission.retreat.rate, admission.requests.used(now)
         return UpstreamState(
             self.provider,
             admission.in_flight,
             list(admission.depths),
-            rate,
+            admission.retreat.rate,
             admission.retreat.base,
-            max(0.0, math.floor(rate) - used),
+            admission.count_available(),
             STATES.index(admission.retreat.state),
             admission.breaker.is_open,
-            max(0.0, admission.paused_until - now),
+            max(0.0, admission.paused_until - admission.clock.now()),
         )
 
 

@@ -58,7 +58,16 @@ class Window:
         if before <= 0:
             return float("inf")
         found = next(itertools.islice(reversed(self._sent.values()), before - 1, None), None)
-        return now if found is None else found[0] + self._length * burst / max(limit, burst)
+        return now if found is None else found[0] + self._time_of(burst, limit)
+
+    def room_in_burst(self, burst: int, limit: float, now: float) -> int:
+        """Return how many requests `next_in_burst` permits now; it may be negative."""
+        since = now - self._time_of(burst, limit)
+        recent = itertools.takewhile(lambda sent: sent[0] > since, reversed(self._sent.values()))
+        return burst - len(self._reserved) - sum(1 for _ in recent)
+
+    def _time_of(self, burst: int, limit: float) -> float:
+        return self._length * burst / max(limit, burst)
 
     def reserve(self, amount: float) -> int:
         """Add an amount that will be sent, and return its number."""

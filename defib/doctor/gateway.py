@@ -1,6 +1,7 @@
 """The doctor's checks of the gateway, if it is configured."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from pydantic import SecretStr
 
@@ -21,20 +22,35 @@ async def check_gateway(inventory: Inventory) -> Sequence[Finding]:
         return []
     token = inventory.local_token("gateway")
     server = Server("gateway", settings.url, read_token(token))
-    _check_state_file(server, settings)
     _check_clients(server, settings)
     async with server.client:
-        if await server.get("/-/healthy") is not None:
+        is_running = await server.get("/-/healthy") is not None
+        _check_state_file(server, settings, is_running=is_running)
+        if is_running:
             await _check_readiness(server)
             await check_access(server, token)
             await _check_upstreams(server, settings)
     return server.findings
 
 
-def _check_state_file(server: Server, settings: GatewaySettings) -> None:
-    problem = "" if settings.state_file is not None else "it is not set: a restart may exceed the rate for a minute"
+def _check_state_file(server: Server, settings: GatewaySettings, *, is_running: bool) -> None:
     fix = "set gateway.state_file to a file in a folder of the gateway's, such as /var/lib/defib-gateway/state"
+    problem = "" if settings.state_file is not None else "it is not set: a restart may exceed the rate for a minute"
+    if settings.state_file is not None and not is_running and _is_missing(settings.state_file.parent):
+        problem = f"there is no folder {settings.state_file.parent}: the gateway cannot start here"
+        fix = "create it for the gateway's user, or correct gateway.state_file"
     server.add("state_file", problem, fix, detail=str(settings.state_file), severe=False)
+
+
+def _is_missing(folder: Path) -> bool:
+    """Whether a folder does not exist, as far as this user can see."""
+    try:
+        folder.stat()
+    except FileNotFoundError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 def _check_clients(server: Server, settings: GatewaySettings) -> None:

@@ -46,7 +46,7 @@ def _parse_number(least: float, most: float, what: str) -> Callable[[str], float
         except ValueError:
             number = math.nan
         if not least <= number <= most:  # nan is not
-            raise ValueError(f"must be a number of {what} from {least:g} to {most:g}, not {text[:100]!r}")
+            raise ValueError(f"must be a number of {what} from {least:g} to {most:.10g}, not {text[:100]!r}")
         return number
 
     return parse

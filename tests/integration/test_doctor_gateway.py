@@ -45,6 +45,10 @@ async def test_one_that_does_not_run(gateway: Gateway) -> None:
     configure(gateway)
     found = await examine(gateway)
     assert found["reachable"]["result"] == "fail"
+    assert found["state_file"]["result"] == "pass"
+    configure(gateway, state_file="../none/state")
+    missing = (await examine(gateway))["state_file"]
+    assert missing["detail"].endswith("/none: the gateway cannot start here"), missing
 
 
 async def test_what_is_wrong_is_named(gateway: Gateway, api: ModelApi) -> None:

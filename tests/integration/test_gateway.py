@@ -466,6 +466,51 @@ async def test_an_upstream_without_a_list_of_models_is_not_asked_again_at_once(g
     assert (await gateway.status())["failing"] is True  # the fifth failure in a row
 
 
+async def test_the_models_are_read_when_the_rate_permits(gateway: Gateway, api: ModelApi) -> None:
+    gateway.configure({"api": gateway.upstream(rate="1/min")}, queue={"max_wait": "1s"})
+    await gateway.start()
+    assert (await gateway.chat()).is_success
+    refused = await asyncio.gather(*(gateway.client.get("/v1/models") for _ in range(3)))
+    assert [(each.status_code, each.json()["error"]["code"]) for each in refused] == [(429, "timeout")] * 3
+    assert [each["error"] for each in await gateway.logged("models_not_read")] == ["timeout"]  # one reading for all
+    assert [each.target for each in api.received] == ["/v1/chat/completions"]
+
+
+async def test_what_may_be_sent_now(gateway: Gateway, api: ModelApi) -> None:
+    gateway.configure({"api": gateway.upstream(burst=2)}, queue={"max_wait": "1s"})
+    await gateway.start()
+    assert (await gateway.status())["requests_available"] == 2
+    gateway.configure({"api": gateway.upstream(concurrency=1)})
+    assert (await gateway.client.post("/-/reload", headers=ADMIN)).is_success
+    assert (await gateway.status())["requests_available"] == 1
+    released = asyncio.Event()
+
+    async def hold(request: Received, writer: asyncio.StreamWriter) -> None:
+        await released.wait()
+        await whole()(request, writer)
+
+    api.respond = hold
+    async with asyncio.TaskGroup() as group:
+        group.create_task(gateway.chat())
+
+        async def is_sent() -> bool:
+            return len(api.received) == 1
+
+        await eventually(is_sent)
+        assert (await gateway.status())["requests_available"] == 0
+        assert (await gateway.client.get("/health/ready")).json()["requests_available"] is False
+        released.set()
+
+
+async def test_the_log_says_how_long_a_refused_request_has_waited(gateway: Gateway) -> None:
+    gateway.configure({"api": gateway.upstream(rate="1/min")}, queue={"max_wait": "1s"})
+    await gateway.start()
+    assert (await gateway.chat()).is_success
+    assert (await gateway.chat()).json()["error"]["code"] == "timeout"
+    first, second = await gateway.logged("request", 2)
+    assert first["waited"] < 1 <= second["waited"] <= second["seconds"]
+
+
 async def test_clients_show_their_tokens(gateway: Gateway, api: ModelApi) -> None:
     clients = {
         "coder": {"token": "t-coder", "priority": "high", "share": 2, "budget": {"requests": 2}},

@@ -486,5 +486,5 @@ def test_a_file_has_one_owner_and_may_be_damaged(tmp_path: Path) -> None:
     with pytest.raises(StartError, match="another gateway uses"):
         SentFile(path)
     file.close()
-    with pytest.raises(StartError, match="No such file or directory"):
+    with pytest.raises(StartError, match="there is no folder"):
         SentFile(tmp_path / "nowhere" / "sent")

@@ -92,6 +92,17 @@ def test_a_burst_smaller_than_the_rate() -> None:
     assert largest(sent, 60 * 3 / 40) == 3
 
 
+def test_the_room_in_a_burst() -> None:
+    window = Window()
+    for at in (0.0, 1.0):
+        window.add_sent(1, at)
+    assert window.room_in_burst(3, 40, 1.0) == 1
+    number = window.reserve(1)
+    assert window.room_in_burst(3, 40, 1.0) == 0
+    window.mark_sent(number, 2.0)
+    assert [window.room_in_burst(3, 40, at) for at in (4.5, 4.6, 5.6, 6.6)] == [0, 1, 2, 3]
+
+
 def test_amounts_are_corrected_while_the_window_has_them() -> None:
     window = Window()
     number = window.reserve(100)
