@@ -23,7 +23,7 @@ log = structlog.get_logger()
 class ModelList:
     def __init__(self, upstreams: Upstreams) -> None:
         self._upstreams = upstreams
-        self._known: dict[str, tuple[float, list[dict[str, Any]]]] = {}  # by upstream, with the time
+        self._known: dict[str, tuple[float, list[dict[str, Any]] | None]] = {}  # by upstream, with the time
         self._lock = asyncio.Lock()
 
     async def read(self) -> dict[str, Any]:
@@ -48,17 +48,20 @@ class ModelList:
         return bool(routes) and routes[0].upstream == upstream.name
 
     async def _read_known(self, upstream: Upstream) -> list[dict[str, Any]] | None:
-        """Return the models of an upstream, which may be those of an earlier answer; None if there is none."""
+        """Return the models of an upstream, which may be those of an earlier answer; None if there is none.
+
+        A failure is remembered, too: each reading uses up a part of the rate.
+        """
         now = time.monotonic()
         known = self._known.get(upstream.name)
         if known is not None and now < known[0] + KEPT:
             return known[1]
         try:
             async with asyncio.timeout(TIMEOUT):
-                found = await _fetch(upstream)
+                found: list[dict[str, Any]] | None = await _fetch(upstream)
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError, RefusedError) as error:
             log.warning("models_not_read", upstream=upstream.name, error=type(error).__name__)
-            return known[1] if known is not None else None
+            found = known[1] if known is not None else None
         self._known[upstream.name] = (now, found)
         return found
 
@@ -79,13 +82,23 @@ async def _fetch(upstream: Upstream) -> list[dict[str, Any]]:
             ) as response,
         ):
             permit.mark_sent()
-            body = await response.content.read(MAX_SIZE)
+            body = await _read(response)
             permit.note_answer(refused=response.status == 429)  # noqa: PLR2004 - too many requests
             if response.status != _OK:
                 raise ValueError(f"status {response.status}")
             return _parse_models(await parse_body(decode_json, body))
     finally:
         permit.close()
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """Return the body. Raises ValueError if it is too long, and aiohttp.ClientError."""
+    body = bytearray()
+    async for part in response.content.iter_any():
+        body += part
+        if len(body) > MAX_SIZE:
+            raise ValueError("too long")
+    return bytes(body)
 
 
 def _parse_models(value: Any) -> list[dict[str, Any]]:

@@ -1,10 +1,11 @@
 """Clients and upstreams that want to harm the gateway, or other clients."""
 
 import asyncio
+import json
 
 import pytest
 
-from tests.integration.model_api import KEY, Gateway, ModelApi
+from tests.integration.model_api import KEY, Gateway, ModelApi, Received, whole
 
 CLIENTS = {"coder": {"token": "t-coder", "budget": {"requests": 5}}, "tester": {"token": "t-tester"}}
 
@@ -46,3 +47,25 @@ async def test_a_budget_holds_for_requests_that_begin_together(gateway: Gateway,
         writer.close()
     assert (answers.count(b"200"), answers.count(b"429")) == (5, 15)
     assert len(api.received) == 5
+
+
+async def test_a_list_of_models_that_is_missing_is_not_read_again(gateway: Gateway, api: ModelApi) -> None:
+    gateway.configure()
+    await gateway.start()
+    api.respond = whole(b"{}", "404 Not Found")
+    for _ in range(5):
+        assert (await gateway.client.get("/v1/models")).json()["error"]["code"] == "upstream_failed"
+    assert len(api.received) == 1
+
+
+async def test_a_long_list_of_models(gateway: Gateway, api: ModelApi) -> None:
+    gateway.configure()
+    await gateway.start()
+    names = [f"model-{number}" for number in range(20_000)]
+
+    async def respond(request: Received, writer: asyncio.StreamWriter) -> None:
+        await whole(json.dumps({"data": [{"id": name} for name in names]}).encode())(request, writer)
+
+    api.respond = respond
+    models = (await gateway.client.get("/v1/models")).json()["data"]
+    assert [each["id"] for each in models] == names
