@@ -149,14 +149,14 @@ class Exchange:
                 answer.send_headers()
                 part = await self._read_part()
             while part and not content.at_eof():
-                usage.add(part)
+                await usage.add(part)
                 await answer.write(part)
                 part = await self._read_part()
         except UpstreamError:
             if request.transport is not None:
                 request.transport.close()
             raise
-        usage.add(part)
+        await usage.add(part)
         await answer.write_eof(part)
         return answer
 

@@ -18,7 +18,7 @@ from gateway.metrics import GatewayMetrics, Outcome
 from gateway.retreat import State
 from gateway.routing import Route
 from gateway.upstreams import Upstream, Upstreams
-from gateway.usage import UsageReader
+from gateway.usage import UsageReader, tells_usage
 
 SHOWN_MODEL = 100  # characters of a model's name in the log
 _CLIENT_ERROR, _LIMITED, _SERVER_ERROR = 400, 429, 500
@@ -92,7 +92,7 @@ class Handling:
 
     def _apply(self, upstream: Upstream, *, has_fallback: bool) -> Applicant:
         client, body = self._task.client, self._task.body
-        tokens = upstream.estimator.estimate(len(body.content), body.max_completion)
+        tokens = upstream.estimator.estimate(client.name, len(body.content), body.max_completion)
         return Applicant(PRIORITIES.index(self._task.priority), client.name, client.share, tokens, has_fallback)
 
     async def _exchange(
@@ -118,7 +118,9 @@ class Handling:
 
     async def _pass_on(self, exchange: Exchange, permit: Permit, size: int) -> web.StreamResponse:
         outcome, self._outcome = self._outcome, "cancelled"
-        usage = UsageReader(exchange.response.headers.get("Content-Encoding", "").lower())
+        headers = exchange.response.headers
+        is_told = tells_usage(self._task.request.method, headers.get("Content-Type", ""))
+        usage = UsageReader(headers.get("Content-Encoding", "").lower(), is_told=is_told)
         try:
             answer = await exchange.pass_on(self._task.request, usage)
         except UpstreamError as error:
@@ -136,7 +138,7 @@ class Handling:
             return
         found = usage.find()
         if found is not None:
-            exchange.upstream.estimator.learn(size, found)
+            exchange.upstream.estimator.learn(self._task.client.name, size, found)
             permit.correct_tokens(found.total)
             self._tokens = found.total
             self._metrics.tokens.labels(exchange.upstream.provider, self._task.client.name).inc(found.total)

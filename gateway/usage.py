@@ -1,8 +1,10 @@
 """How many tokens requests use: estimated from their size before they are sent, then read from the response."""
 
+import asyncio
 import json
 import re
 import zlib
+from collections import defaultdict
 from dataclasses import dataclass
 
 TAIL = 16 * 1024  # bytes at the end of a response in which `usage` is looked for; it is among the last keys
@@ -22,32 +24,49 @@ class Usage:
         return self.prompt + self.completion
 
 
+@dataclass
+class _Averages:
+    per_byte: float = 0.25  # of the request
+    completion: float = 256.0
+
+
 class Estimator:
-    """Estimates the tokens of requests to one upstream, and learns from those that are known."""
+    """Estimates the tokens of requests to one upstream, and learns from those that are known.
+
+    What it has learned of a client is only for that client: short requests that refer to long texts would make it
+    overestimate those of others by far.
+    """
 
     def __init__(self) -> None:
-        self._per_byte = 0.25  # of the request
-        self._completion = 256.0
+        self._averages: dict[str, _Averages] = defaultdict(_Averages)  # by client
 
-    def estimate(self, size: int, max_completion: int | None) -> float:
-        completion = self._completion if max_completion is None else min(self._completion, max_completion)
-        return size * self._per_byte + completion
+    def estimate(self, client: str, size: int, max_completion: int | None) -> float:
+        averages = self._averages[client]
+        completion = averages.completion if max_completion is None else min(averages.completion, max_completion)
+        return size * averages.per_byte + completion
 
-    def learn(self, size: int, usage: Usage) -> None:
+    def learn(self, client: str, size: int, usage: Usage) -> None:
+        averages = self._averages[client]
         if size > 0:
-            self._per_byte += _WEIGHT * (usage.prompt / size - self._per_byte)
-        self._completion += _WEIGHT * (usage.completion - self._completion)
+            averages.per_byte += _WEIGHT * (usage.prompt / size - averages.per_byte)
+        averages.completion += _WEIGHT * (usage.completion - averages.completion)
+
+
+def tells_usage(method: str, content_type: str) -> bool:
+    """Whether a response may say what its request has used. Others, such as files, have what clients wrote there."""
+    kind = content_type.partition(";")[0].strip().lower()
+    return method == "POST" and (not kind or kind == "text/event-stream" or kind.endswith(("/json", "+json")))
 
 
 class UsageReader:
     """Reads the usage from the end of a response, be it JSON or server-sent events, whose parts it is given."""
 
-    def __init__(self, encoding: str) -> None:
+    def __init__(self, encoding: str, *, is_told: bool = True) -> None:
         self._tail = bytearray()
         self._decoder = zlib.decompressobj(zlib.MAX_WBITS | 32) if encoding in ("gzip", "deflate") else None
-        self._is_readable = encoding in ("", "identity", "gzip", "deflate")
+        self._is_readable = is_told and encoding in ("", "identity", "gzip", "deflate")
 
-    def add(self, part: bytes) -> None:
+    async def add(self, part: bytes) -> None:
         if not self._is_readable:
             return
         if self._decoder is None:
@@ -57,6 +76,8 @@ class UsageReader:
             while part:
                 self._keep(self._decoder.decompress(part, _STEP))
                 part = self._decoder.unconsumed_tail
+                if part:  # it may become a thousand times as long
+                    await asyncio.sleep(0)
         except zlib.error:
             self._is_readable = False
 

@@ -18,7 +18,7 @@ from gateway.clients import DAY, Client, Clients, find_priority
 from gateway.errors import GatewayError
 from gateway.headers import request_headers, response_headers
 from gateway.state import StateWriter, load
-from gateway.usage import Estimator, Usage, UsageReader
+from gateway.usage import Estimator, Usage, UsageReader, tells_usage
 
 NOW = 1_764_547_200.0  # 2025-12-01 00:00:00 UTC
 
@@ -78,37 +78,62 @@ CHAT = b'{"choices": [{"text": "\\"usage\\": {\\"prompt_tokens\\": 9}"}], "usage
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("encoding", ["", "gzip", "deflate"])
-def test_the_usage_of_a_response(body: bytes, usage: Usage | None, encoding: str) -> None:
+async def test_the_usage_of_a_response(body: bytes, usage: Usage | None, encoding: str) -> None:
     sent = {"": body, "gzip": gzip.compress(body), "deflate": zlib.compress(body)}[encoding]
     for size in (1000, 7):
         reader = UsageReader(encoding)
         for start in range(0, len(sent), size):
-            reader.add(sent[start : start + size])
+            await reader.add(sent[start : start + size])
         assert reader.find() == usage
 
 
-def test_what_cannot_be_decoded_has_no_usage() -> None:
+async def test_what_cannot_be_decoded_has_no_usage() -> None:
     for encoding in ("gzip", "br"):
         reader = UsageReader(encoding)
-        reader.add(CHAT)
-        reader.add(CHAT)
+        await reader.add(CHAT)
+        await reader.add(CHAT)
         assert reader.find() is None
 
 
-def test_a_compressed_response_needs_little_memory() -> None:
-    reader = UsageReader("gzip")
-    reader.add(gzip.compress(b"\0" * 50_000_000))
+async def test_a_compressed_response_needs_little_memory_and_blocks_nobody() -> None:
+    reader, turns = UsageReader("gzip"), 0
+    reading = asyncio.create_task(reader.add(gzip.compress(b"\0" * 50_000_000)))
+    while not reading.done():
+        await asyncio.sleep(0)
+        turns += 1
     assert len(reader._tail) < 100_000
+    assert turns > 100
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "told"),
+    [
+        ("POST", "application/json; charset=utf-8", True), ("POST", "text/event-stream", True), ("POST", "", True),
+        ("POST", "application/octet-stream", False), ("POST", "text/plain", False), ("GET", "application/json", False),
+    ],
+)  # fmt: skip
+async def test_which_responses_tell_their_usage(method: str, kind: str, told: bool) -> None:
+    assert tells_usage(method, kind) is told
+    reader = UsageReader("", is_told=told)
+    await reader.add(CHAT)
+    assert reader.find() == (Usage(3, 4) if told else None)
 
 
 def test_estimates_learn() -> None:
     estimator = Estimator()
-    assert estimator.estimate(4000, 100) == 1100
+    assert estimator.estimate("a", 4000, 100) == 1100
     for _ in range(100):
-        estimator.learn(1000, Usage(500, 20))
-    assert abs(estimator.estimate(2000, None) - 1020) < 2
-    assert abs(estimator.estimate(2000, 5) - 1005) < 1
-    estimator.learn(0, Usage(0, 0))
+        estimator.learn("a", 1000, Usage(500, 20))
+    assert abs(estimator.estimate("a", 2000, None) - 1020) < 2
+    assert abs(estimator.estimate("a", 2000, 5) - 1005) < 1
+    estimator.learn("a", 0, Usage(0, 0))
+
+
+def test_estimates_learn_nothing_of_other_clients() -> None:
+    estimator = Estimator()
+    estimator.learn("a", 100, Usage(100_000, 100_000))
+    assert estimator.estimate("a", 1000, None) > 100_000
+    assert estimator.estimate("b", 1000, None) == Estimator().estimate("b", 1000, None)
 
 
 @pytest.mark.parametrize(
