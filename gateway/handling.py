@@ -76,15 +76,15 @@ class Handling:
         exchange = Exchange(upstream, permit)
         try:
             self._outcome = "cancelled"
-            call = await self._create_call(upstream, route)
+            call = self._create_call(upstream, route)
             return await self._exchange(exchange, permit, call, is_last=is_last)
         finally:
             exchange.close()
             permit.close()
 
-    async def _create_call(self, upstream: Upstream, route: Route) -> Call:
+    def _create_call(self, upstream: Upstream, route: Route) -> Call:
         request = self._task.request
-        content = await self._task.body.with_model(route.model)
+        content = self._task.body.with_model(route.model)
         headers = request_headers(request.headers, upstream.api_key)
         if content or "Content-Length" in request.headers:
             headers["Content-Length"] = str(len(content))

@@ -95,7 +95,7 @@ class Proxy:
         priority = find_priority(request.headers.get(PRIORITY), client)
         if path == _MODELS and request.method == "GET" and UPSTREAM not in request.headers:
             return web.json_response(await self._models.read())
-        async with self._bodies.read(request) as body:
+        async with self._bodies.read(request, client.name) as body:
             routes = self._find_routes(request, body, path)
             self._clients.check_budget(client)  # others may have come while the body was being read
             self._clients.count(client, requests=1)

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import resource
+from pathlib import Path
 
 import pytest
 
@@ -69,3 +71,29 @@ async def test_a_long_list_of_models(gateway: Gateway, api: ModelApi) -> None:
     api.respond = respond
     models = (await gateway.client.get("/v1/models")).json()["data"]
     assert [each["id"] for each in models] == names
+
+
+async def test_long_bodies_cost_neither_memory_nor_time_of_others(gateway: Gateway, api: ModelApi) -> None:
+    """Clients that leave take their bodies with them, and others do not wait for them."""
+    gateway.configure(clients=CLIENTS)
+    await gateway.start()
+    before = _memory(gateway.pid)
+    body = b'{"model":"m","a":[' + b'"",' * (15 * 2**20) + b"1]}"
+    head = (
+        b"POST /v1/x HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer t-coder\r\nContent-Length: %d\r\n\r\n"
+        % len(body)
+    )
+    for _ in range(6):
+        _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(head + body)
+        await writer.drain()
+        response = await gateway.chat({"model": "m", "a": "x" * 300_000}, Authorization="Bearer t-tester")
+        assert response.is_success
+        writer.close()
+    assert len(api.received) == 6
+    assert _memory(gateway.pid) - before < 250 * 2**20
+
+
+def _memory(pid: int) -> int:
+    """Return the bytes of a process that are in memory."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()

@@ -13,7 +13,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from fleet.inventory.gateway import Budget, ClientSettings
 from gateway import answers
-from gateway.bodies import read_body
+from gateway.bodies import read_body, read_long_body
 from gateway.clients import DAY, Client, Clients, find_priority
 from gateway.errors import GatewayError
 from gateway.headers import request_headers, response_headers
@@ -144,12 +144,69 @@ def test_the_largest_completion(value: dict[str, Any], limit: int | None) -> Non
     assert read_body(json.dumps(value).encode()).max_completion == limit
 
 
-async def test_an_alias_is_replaced_and_nothing_else() -> None:
-    value = {"n": 1, "model": "fast", "messages": [{"content": "你\ud83d fast"}]}
-    body = read_body(json.dumps(value, indent=3).encode())
-    assert await body.with_model(None) == body.content
-    written = (await body.with_model("nvidia/nano")).decode("utf-8", "surrogatepass")
-    assert json.loads(written) == {**value, "model": "nvidia/nano"}
+@pytest.mark.parametrize("length", [10, 100_000])
+async def test_an_alias_is_replaced_and_nothing_else(length: int) -> None:
+    value = {"n": 1, "model": "fast", "messages": [{"content": "你\ud83d fast" + "x" * length}]}
+    content = json.dumps(value, indent=3).encode()
+    for body in (read_body(content), await read_long_body(content)):
+        assert body.with_model(None) == body.content
+        written = body.with_model("nvidia/nano").decode("utf-8", "surrogatepass")
+        assert json.loads(written) == {**value, "model": "nvidia/nano"}
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["model", "max_tokens", "max_completion_tokens", "a", "model\\", '"', "é"]),
+        st.recursive(
+            st.integers(-5, 10**6)
+            | st.text('model"\\{}[]:, é', max_size=9)
+            | st.floats(0, 9)
+            | st.none()
+            | st.booleans(),
+            lambda inner: (
+                st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["model", "max_tokens"]), inner)
+            ),
+            max_leaves=8,
+        ),
+    ),
+    st.sampled_from([None, 2]),
+    st.booleans(),
+)
+def test_long_bodies_are_read_as_short_ones(value: dict[str, Any], indent: int | None, ascii_only: bool) -> None:
+    value = {name: None if isinstance(each, bool) else each for name, each in value.items()}
+    content = json.dumps(value, indent=indent, ensure_ascii=ascii_only).encode()
+    short, long = read_body(content), asyncio.run(read_long_body(content))
+    assert (long.model, long.max_completion) == (short.model, short.max_completion)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"model":"m',
+        b'{"model":"m"',
+        b'{"model":"m\\',
+        b'{"model":"m"}}',
+        b'{"\\x":1}',
+        b'{"model":"m\x00"}',
+        b'{"model":"\xff"}',
+    ],
+)
+async def test_what_is_no_json_names_no_model(content: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - whatever it says
+        await read_long_body(content)
+
+
+@pytest.mark.parametrize("part", [b'"",', b"[],", b"1,", b"\\n", b"\\u4e2d", b"x", b" "])
+async def test_reading_a_long_body_blocks_nobody(part: bytes) -> None:
+    inner = part * (2**20 // len(part))
+    content = b'{"model": "m", "a": [' + (b"%s1" if part.endswith((b",", b" ")) else b'"%s"') % inner + b"]}"
+    turns = 0
+    reading = asyncio.create_task(read_long_body(content))
+    while not reading.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert reading.result().model == "m"
+    assert turns >= 2**20 // (128 * 1024)
 
 
 def test_headers_that_are_named_by_others() -> None:
