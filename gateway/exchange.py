@@ -23,7 +23,7 @@ from gateway.upstreams import Upstream
 from gateway.usage import UsageReader
 
 EXAMINED = 64 * 1024  # bytes of a refusal that are read before it is passed on
-_LIMITED, _SERVER_ERROR, _UNAVAILABLE = 429, 500, 503
+_OK, _LIMITED, _SERVER_ERROR, _UNAVAILABLE = 200, 429, 500, 503
 
 
 class UpstreamError(Exception):
@@ -108,6 +108,8 @@ class Exchange:
                 server_hostname=self.upstream.settings.tls.server_name,
             )
             self._permit.mark_sent()
+            if self.status < _OK or not (self.response.reason or "").isprintable():
+                raise aiohttp.ClientError
             if self.status == _LIMITED:
                 self._first = await self._read_first()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

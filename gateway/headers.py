@@ -14,7 +14,8 @@ _OF_REQUESTS = frozenset(
     {"host", "authorization", "api-key", "x-api-key", "cookie", "expect", "content-length"}
     | {PRIORITY.lower(), UPSTREAM.lower()}
 )  # fmt: skip
-_OF_RESPONSES = frozenset({"set-cookie"})
+# What browsers apply to all of the gateway's origin or host name.
+_OF_RESPONSES = frozenset({"set-cookie", "strict-transport-security", "alt-svc", "clear-site-data"})
 
 
 def request_headers(headers: CIMultiDictProxy[str], api_key: str | None) -> CIMultiDict[str]:

@@ -9,6 +9,8 @@ from typing import Any
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.http_parser import RawResponseMessage
+from aiohttp.streams import StreamReader
 
 from fleet.inventory.endpoints import TlsSettings
 from runtime.errors import DefibError
@@ -16,6 +18,8 @@ from runtime.tls import create_client_context
 
 CONNECT_TIMEOUT = 10.0
 _MAX_HEADER = 32 * 1024
+_MAX_INTERIM = 32  # interim responses (1xx) before a response
+_INTERIM, _SWITCHING_PROTOCOLS, _OK = 100, 101, 200
 _SENT_BY_CLIENTS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")  # aiohttp would add its own
 
 
@@ -33,7 +37,25 @@ def create_tls(tls: TlsSettings) -> ssl.SSLContext:
     return context
 
 
+def _is_interim(status: int) -> bool:
+    return _INTERIM <= status < _OK and status != _SWITCHING_PROTOCOLS
+
+
 class _Protocol(ResponseHandler):
+    """A connection with a limit for interim responses: aiohttp skips them without end, and gives nobody a turn."""
+
+    _interim = 0  # since the last response
+
+    def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
+        if self._interim > _MAX_INTERIM:
+            return
+        self._interim = self._interim + 1 if _is_interim(data[0].code) else 0
+        if self._interim <= _MAX_INTERIM:
+            super().feed_data(data, size)
+            return
+        self.abort()
+        self.set_exception(aiohttp.ClientError("too many interim responses"))
+
     def resume_reading(self, resume_parser: bool = True) -> None:
         """Resume if reading was paused: readers call this for each part of a body, and the parser would be run."""
         if self._reading_paused:

@@ -97,3 +97,46 @@ async def test_long_bodies_cost_neither_memory_nor_time_of_others(gateway: Gatew
 def _memory(pid: int) -> int:
     """Return the bytes of a process that are in memory."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.parametrize("status", ["100 Continue", "103 Early Hints"])
+async def test_interim_responses_without_end(gateway: Gateway, api: ModelApi, status: str) -> None:
+    gateway.configure({"api": gateway.upstream(timeout="20s")})
+    await gateway.start()
+
+    async def respond(_request: Received, writer: asyncio.StreamWriter) -> None:
+        while not writer.is_closing():
+            writer.write(f"HTTP/1.1 {status}\r\n\r\n".encode() * 1000)
+            await writer.drain()
+
+    api.respond = respond
+    response = await gateway.chat()
+    assert (response.status_code, response.json()["error"]["code"]) == (502, "upstream_failed")
+    assert (await gateway.client.get("/health")).is_success
+
+
+async def test_a_few_interim_responses_are_skipped(gateway: Gateway, api: ModelApi) -> None:
+    gateway.configure()
+    await gateway.start()
+
+    async def respond(request: Received, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * 3)
+        await whole(b"{}")(request, writer)
+
+    api.respond = respond
+    for _ in range(20):  # on the same connection
+        assert (await gateway.chat()).text == "{}"
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 O\x01K", b"HTTP/1.1 101 Switching Protocols", b"HTTP/1.1 000 X"])
+async def test_responses_that_cannot_be_passed_on(gateway: Gateway, api: ModelApi, head: bytes) -> None:
+    gateway.configure()
+    await gateway.start()
+
+    async def respond(_request: Received, writer: asyncio.StreamWriter) -> None:
+        writer.write(head + b"\r\nContent-Length: 2\r\n\r\n{}")
+
+    api.respond = respond
+    response = await gateway.chat()
+    assert (response.status_code, response.json()["error"]["code"]) == (502, "upstream_failed")
+    assert gateway.find_logged("request_failed") == []
