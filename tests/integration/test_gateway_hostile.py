@@ -140,3 +140,23 @@ async def test_responses_that_cannot_be_passed_on(gateway: Gateway, api: ModelAp
     response = await gateway.chat()
     assert (response.status_code, response.json()["error"]["code"]) == (502, "upstream_failed")
     assert gateway.find_logged("request_failed") == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"*1\r\n" * 5000, b"+text\r\n", b"+" + b"x" * 200_000, b"*1\r\n:1\r\n", b"$abc\r\n", b"HTTP/1.1 200 OK\r\n\r\n"],
+)
+async def test_what_is_no_redis_server(gateway: Gateway, answer: bytes) -> None:
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(65536):
+            writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_server(respond, "127.0.0.1")
+    async with server:
+        address = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        gateway.configure(shared={"redis": address, "password": "a-password", "gateways": 2})
+        await gateway.start()
+        await gateway.logged("shared_limits_lost")
+        assert await gateway.is_healthy()
+        assert "a-password" not in gateway.log.read_text()
