@@ -108,8 +108,7 @@ class Exchange:
                 server_hostname=self.upstream.settings.tls.server_name,
             )
             self._permit.mark_sent()
-            if self.status < _OK or not (self.response.reason or "").isprintable():
-                raise aiohttp.ClientError
+            self._check_status_line()
             if self.status == _LIMITED:
                 self._first = await self._read_first()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -117,6 +116,11 @@ class Exchange:
             raise UpstreamError(_describe(error)) from error
         finally:
             self.seconds = time.monotonic() - started
+
+    def _check_status_line(self) -> None:
+        """Raise aiohttp.ClientError if the response cannot be passed on."""
+        if self.status < _OK or not (self.response.reason or "").isprintable():
+            raise aiohttp.ClientError
 
     async def _read_first(self) -> bytes:
         """Read a refusal, as far as is needed to see its kind."""
