@@ -32,11 +32,13 @@ TIMEOUT = 1.0  # seconds for an answer
 CHECK_EVERY = 1.0
 ASK_AGAIN = 1.0  # at the latest: others may have returned what they had reserved
 KEPT_IN_REDIS = 600_000  # milliseconds
+# What redis-py raises for answers that are no Redis server's, beside RedisError.
+_UNEXPECTED = (ArithmeticError, AttributeError, EOFError, LookupError, RecursionError, TypeError, ValueError)
 log = structlog.get_logger()
 
 
 class _LostError(Exception):
-    """Redis has lost what it knew of an upstream."""
+    """Redis has lost what it knew of an upstream, or something else answers at its address."""
 
 
 @dataclass(frozen=True)
@@ -235,10 +237,13 @@ class SharedLimits:
         self._changes.put_nowait(change)
 
     async def call(self, script: str, keys: list[str], arguments: tuple[str | float, ...]) -> int:
-        """Run a script of Redis. Raises RedisError, OSError and TimeoutError."""
-        found = await self._scripts[script](keys=keys, args=list(arguments))
+        """Run a script of Redis. Raises RedisError, _LostError, OSError and TimeoutError."""
+        try:
+            found = int(await self._scripts[script](keys=keys, args=list(arguments)) or 0)
+        except _UNEXPECTED as error:
+            raise _LostError("Redis has not answered with a number") from error
         self._seen_at = self.now()
-        return int(found or 0)
+        return found
 
     async def run(self) -> None:
         """Use Redis, and connect with it again when it was away, until cancelled."""

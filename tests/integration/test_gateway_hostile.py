@@ -1,6 +1,8 @@
 """Clients and upstreams that want to harm the gateway, or other clients."""
 
 import asyncio
+import resource
+from pathlib import Path
 
 import pytest
 
@@ -46,3 +48,49 @@ async def test_a_budget_holds_for_requests_that_begin_together(gateway: Gateway,
         writer.close()
     assert (answers.count(b"200"), answers.count(b"429")) == (5, 15)
     assert len(api.received) == 5
+
+
+async def test_long_bodies_cost_neither_memory_nor_time_of_others(gateway: Gateway, api: ModelApi) -> None:
+    """Clients that leave take their bodies with them, and others do not wait for them."""
+    gateway.configure(clients=CLIENTS)
+    await gateway.start()
+    before = _memory(gateway.pid)
+    body = b'{"model":"m","a":[' + b'"",' * (15 * 2**20) + b"1]}"
+    head = (
+        b"POST /v1/x HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer t-coder\r\nContent-Length: %d\r\n\r\n"
+        % len(body)
+    )
+    for _ in range(6):
+        _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(head + body)
+        await writer.drain()
+        response = await gateway.chat({"model": "m", "a": "x" * 300_000}, Authorization="Bearer t-tester")
+        assert response.is_success
+        writer.close()
+    assert len(api.received) == 6
+    assert _memory(gateway.pid) - before < 250 * 2**20
+
+
+def _memory(pid: int) -> int:
+    """Return the bytes of a process that are in memory."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"*1\r\n" * 5000, b"+text\r\n", b"+" + b"x" * 200_000, b"*1\r\n:1\r\n", b"$abc\r\n", b"HTTP/1.1 200 OK\r\n\r\n"],
+)
+async def test_what_is_no_redis_server(gateway: Gateway, answer: bytes) -> None:
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(65536):
+            writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_server(respond, "127.0.0.1")
+    async with server:
+        address = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        gateway.configure(shared={"redis": address, "password": "a-password", "gateways": 2})
+        await gateway.start()
+        await gateway.logged("shared_limits_lost")
+        assert await gateway.is_healthy()
+        assert "a-password" not in gateway.log.read_text()
