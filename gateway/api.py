@@ -50,6 +50,7 @@ class GatewayApi:
                 **_describe_totals(sum(totals.values(), Counter())),
                 "passed_through": self._metrics.count_passed_through(),
             },
+            "shared_limits_available": self._metrics.is_shared(),
             "upstreams": {each.name: _describe_upstream(each) for each in self._upstreams},
             "clients": self._describe_clients(totals),
         }

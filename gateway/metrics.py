@@ -69,6 +69,7 @@ class GatewayMetrics(ProgramMetrics):
         is_shared: Callable[[], bool | None] = lambda: None,
     ) -> None:
         super().__init__()
+        self.is_shared = is_shared
         registry = self.registry
         self.requests = Counter(
             "gateway_requests",

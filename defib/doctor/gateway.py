@@ -81,7 +81,8 @@ async def _check_upstreams(server: Server, settings: GatewaySettings) -> None:
     response = await server.get("/api/v1/status")
     if response is None:
         return
-    upstreams = response.json()["upstreams"]
+    status = response.json()
+    upstreams = status["upstreams"]
     different = sorted(settings.upstreams.keys() ^ upstreams.keys())
     problem = f"it has other upstreams: {', '.join(different[:LISTED])}" if different else ""
     server.add("configuration", problem, "reload it with SIGHUP or POST /-/reload", severe=False)
@@ -91,3 +92,7 @@ async def _check_upstreams(server: Server, settings: GatewaySettings) -> None:
     if limited and not problem:
         problem = f"{', '.join(limited)} refuses many requests: the rate is at its floor"
     server.add("upstreams", problem, "see its log: docs/gateway.md, Retreat", severe=False)
+    if settings.shared is not None:
+        alone = status.get("shared_limits_available") is False
+        problem = "it cannot count together with the others: it uses its part of the rates" if alone else ""
+        server.add("shared limits", problem, "see gateway.shared, its log, and whether Redis runs", severe=False)

@@ -19,7 +19,7 @@ from fleet.inventory.gateway import SharedSettings
 from gateway.ledger import key_of
 from gateway.shared import Credit, Demand, SharedLimits, SharedWindow
 from runtime.tasks import cancel_and_wait
-from tests.integration.model_api import Gateway, ModelApi
+from tests.integration.model_api import ADMIN, Gateway, ModelApi
 from tests.support import eventually
 
 LENGTH = 1500  # milliseconds of a window
@@ -267,6 +267,8 @@ async def test_gateways(launcher: Launcher, tmp_path: Path, api: ModelApi, serve
             return (await gateways[1].metrics())["gateway_shared_limits_available"] == 0
 
         await eventually(is_alone)
+        status = (await gateways[1].client.get("/api/v1/status", headers=ADMIN)).json()
+        assert status["shared_limits_available"] is False
         for task in asked:
             task.cancel()
         await asyncio.gather(*asked, return_exceptions=True)
