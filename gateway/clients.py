@@ -86,7 +86,7 @@ class Clients:
                 for name, each in stored["used"].items()
             }
             self._day, self._used = int(stored["day"]), used
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
             log.warning("budgets_not_restored", effect="the budgets of today begin anew")
 
 

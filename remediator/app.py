@@ -57,7 +57,7 @@ from runtime.http_clients import limit_interim_responses
 from runtime.lifecycle import ListenAddress, Reloader, freeze_garbage_collector, serve
 from runtime.redaction import Redactor
 from runtime.tls import create_client_context
-from runtime.web import create_application
+from runtime.web import REDACT, create_application
 from runtime.webconfig import WebConfigFile
 
 READS_AT_ONCE = 4  # of one caller
@@ -98,6 +98,7 @@ async def run(
         sign_in="sign-in",
         on_error=webhook.count_refusals(parts.metrics),
     )
+    app[REDACT] = parts.redact
     parts.add_routes(app, reload)
     run_pages = add_pages(app, parts)
     parts.metrics.record_reload(successful=True)

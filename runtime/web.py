@@ -15,6 +15,7 @@ from runtime.addresses import group_address
 from runtime.errors import ApiError, StartError
 from runtime.http_checks import add_response_headers
 from runtime.logs import LimitedLog
+from runtime.redaction import Redactor
 from runtime.webconfig import WebConfigFile
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -119,6 +120,8 @@ ErrorPage = Callable[[web.Request, ApiError], Awaitable[web.Response]]
 ERROR_PAGE: web.AppKey[ErrorPage] = web.AppKey("error_page", Callable)  # type: ignore[arg-type]  # no class
 # The path of the page in which a script shows the answer, if that is not the request's.
 SHOWN_AT = web.RequestKey("shown_at", str)
+# Masks secrets in errors as JSON, which may repeat what another server has sent.
+REDACT = web.AppKey("redact", Redactor)
 _ACCESS = web.AppKey("access", AccessControl)
 _ON_ERROR: web.AppKey[Callable[[web.Request, ApiError], None]] = web.AppKey("on_error", Callable)  # type: ignore[arg-type]  # no class
 _REQUIREMENTS: web.AppKey[dict[web.AbstractRoute, AccessRequirement]] = web.AppKey("requirements", dict)
@@ -218,7 +221,8 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     is_api = request.path.startswith(("/api/", "/-/", "/webhook/"))
     if ERROR_PAGE in request.app and _is_for_person(request) and not is_api:
         return await request.app[ERROR_PAGE](request, error)
-    body = {"error": {"code": error.code, "message": error.message}}
+    redact = request.app.get(REDACT)
+    body = {"error": {"code": error.code, "message": error.message if redact is None else redact(error.message)}}
     return web.json_response(body, status=error.status, headers=error.headers)
 
 

@@ -314,6 +314,23 @@ async def test_answers_that_are_not_a_gateways(loop: Loop) -> None:
         assert "and 1800 more" in page
 
 
+async def test_no_answer_shows_the_token(loop: Loop) -> None:
+    """A server that is no gateway may repeat the headers of the request in its error."""
+    received: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        received.append(request.headers["Authorization"])
+        return web.json_response({"error": {"code": "x", "message": f"what is {received[-1]}?"}}, status=500)
+
+    async with peers.web_server(answer) as port:
+        await start_console(loop, url=f"http://127.0.0.1:{port}", upstreams={"api": {"url": "http://x/v1"}})
+        base = "/api/v1/gateway"
+        for method, path in (("GET", "/gateway"), ("GET", base), ("POST", f"{base}/upstreams/api/reset")):
+            shown = (await loop.ask(method, path)).text
+            assert "what is Bearer ***?" in shown, path
+            assert received[-1].removeprefix("Bearer ") not in shown, path
+
+
 async def test_viewers_share_one_reading_and_without_them_there_is_none(loop: Loop) -> None:
     asked: list[float] = []
 

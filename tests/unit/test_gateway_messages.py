@@ -233,7 +233,14 @@ def test_budgets_survive_a_restart_if_they_can_be_read() -> None:
     again.restore(json.loads(json.dumps(clients.dump())))
     with pytest.raises(GatewayError):
         again.check_budget(client)
-    unusable: list[Any] = [None, [], {"day": 1}, {"day": 1, "used": {"a": 7}}, {"day": "x", "used": {}}]
+    unusable: list[Any] = [
+        None,
+        [],
+        {"day": 1},
+        {"day": 1, "used": {"a": 7}},
+        {"day": "x", "used": {}},
+        {"day": float("inf"), "used": {}},
+    ]
     for nonsense in unusable:
         again, _ = make_clients(unix, requests=1)
         again.restore(nonsense)
