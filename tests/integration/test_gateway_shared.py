@@ -268,8 +268,8 @@ async def test_what_is_sent_while_redis_returns_counts(server: RedisServer) -> N
 
             async def are_counted() -> bool:
                 keys = await client.keys("*:sent")
-                members = {member.decode() for key in keys for member in await client.zrange(key, 0, -1)}
-                return {each.member for each in sent} <= members
+                counted = {member for key in keys for member in await client.zrange(key, 0, -1)}
+                return {each.member.encode() for each in sent} <= counted
 
             await eventually(are_counted, 20)
 
