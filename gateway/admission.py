@@ -268,6 +268,10 @@ class Admission:
         self.breaker.succeed()
         self._dispatch()
 
+    def is_in_use(self) -> bool:
+        """Whether requests wait, are in progress, or were sent so recently that they count."""
+        return bool(self.in_flight or len(self._line) or self.requests.used(self.clock.now()))
+
     def close(self) -> None:
         """Note that the upstream is not configured any more."""
         if self._shared is not None:

@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
 from gateway.window import MARGIN, SPAN
 from runtime.clock import boot_id
 from runtime.errors import StartError
@@ -25,6 +27,7 @@ FIRST_SLOTS = 1024
 KEPT = SPAN + MARGIN  # seconds
 _HEADER = struct.Struct("<16s40sd")  # magic, ID of the boot, Unix time minus monotonic time
 _SLOT = struct.Struct("<16sdd")  # upstream, when it was sent (0: free, infinity: not known yet), tokens
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class SentFile:
         self._free: list[int] = []
         self._used: deque[tuple[float, int]] = deque()  # when, and the slot; by time
         self._earlier: dict[bytes, list[SentRequest]] = {}
+        self._is_full = False
         self._read()
 
     def _read(self) -> None:
@@ -81,18 +85,33 @@ class SentFile:
         """Return what earlier processes have sent to an upstream in the last minute, by time; only once."""
         return sorted(self._earlier.pop(key, []), key=lambda request: request.at)
 
-    def begin(self, key: bytes, tokens: float) -> int:
-        """Note a request that is about to be sent, and return its slot."""
+    def begin(self, key: bytes, tokens: float) -> int | None:
+        """Note a request that is about to be sent, and return its slot, None if the disk is full."""
         now = self._now()
         while self._used and self._used[0][0] + KEPT < now:
             self._free.append(self._used.popleft()[1])
         if not self._free:
-            slots = self._count_slots()
-            self._map.resize(_offset(2 * slots))
-            self._free.extend(range(slots, 2 * slots))
+            self._grow()
+        if not self._free:
+            return None
         slot = self._free.pop()
         self._write(slot, key, math.inf, tokens)
         return slot
+
+    def _grow(self) -> None:
+        slots = self._count_slots()
+        size = _offset(2 * slots)
+        try:
+            _allocate(self._file, size)
+        except OSError as error:
+            if not self._is_full:
+                effect = "requests are sent; if the gateway is killed, the rate may be exceeded for a minute"
+                log.error("sent_not_stored", error=error.strerror, effect=effect)  # noqa: TRY400 - no crash
+            self._is_full = True
+            return
+        self._is_full = False
+        self._map.resize(size)
+        self._free.extend(range(slots, 2 * slots))
 
     def mark_sent(self, slot: int, key: bytes, at: float, tokens: float) -> None:
         self._write(slot, key, at, tokens)
@@ -138,10 +157,15 @@ def _explain(error: OSError, path: Path) -> str:
     return str(error.strerror)
 
 
+def _allocate(file: int, size: int) -> None:
+    """Give a file its size on the disk: writing to a hole of a full one would end the process."""
+    os.posix_fallocate(file, 0, size)
+
+
 def _map(file: int, path: Path) -> mmap.mmap:
     try:
         size = max(os.fstat(file).st_size, _offset(FIRST_SLOTS))
-        os.posix_fallocate(file, 0, size)  # writing to a hole of a full disk would end the process
+        _allocate(file, size)
         return mmap.mmap(file, size)
     except OSError as error:
         raise StartError(f"gateway.state_file: cannot write {path}: {error.strerror}") from error
@@ -158,23 +182,23 @@ class Ledger:
 
     def begin(self, tokens: float) -> "Record":
         """Note a request that is about to be sent."""
-        slot = self._file.begin(self._key, tokens) if self._file is not None else 0
+        slot = self._file.begin(self._key, tokens) if self._file is not None else None
         return Record(self._file, slot, self._key, tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A request in the file."""
+    """A request in the file, if it has a slot there."""
 
     _file: SentFile | None
-    _slot: int
+    _slot: int | None
     _key: bytes
     _tokens: float
 
     def mark_sent(self, at: float) -> None:
-        if self._file is not None:
+        if self._file is not None and self._slot is not None:
             self._file.mark_sent(self._slot, self._key, at, self._tokens)
 
     def cancel(self) -> None:
-        if self._file is not None:
+        if self._file is not None and self._slot is not None:
             self._file.cancel(self._slot)

@@ -5,7 +5,8 @@ gateways are members of a sorted set, by the time when they were sent. A request
 as if it were sent at the end of `RESERVED`, until its gateway says when that was.
 
 While Redis is away, each gateway keeps to its own part of the rate. It begins to use that when the window has passed
-since it last reached Redis: what the others have sent until then is not known.
+since it last reached Redis: what the others have sent until then is not known. When Redis is back, it waits until the
+others have told what they have sent, too.
 """
 
 import asyncio
@@ -30,6 +31,7 @@ RESERVED = 60_000  # milliseconds
 CREDIT_KEPT = 10.0  # seconds for which a permission may stay unused
 TIMEOUT = 1.0  # seconds for an answer
 CHECK_EVERY = 1.0
+OTHERS_RETURN = 5.0  # seconds in which other gateways notice that Redis is back, and tell it what they have sent
 ASK_AGAIN = 1.0  # at the latest: others may have returned what they had reserved
 KEPT_IN_REDIS = 600_000  # milliseconds
 # What redis-py raises for answers that are no Redis server's, beside RedisError.
@@ -79,7 +81,8 @@ class SharedWindow:
         self._keys = [f"{name}:{part}" for part in ("sent", "amounts", "state")]
         self._credits: dict[str, Credit] = {}  # of requests that were sent in the window, or will be
         self._held: Credit | None = None
-        self._is_asking = False
+        self._asked: Credit | None = None  # for which Redis is being asked
+        self._unneeded: dict[str, Credit] = {}  # that Redis has granted, or may have, until it knows that
         self._not_before = float("-inf")
 
     def reduce(self, limit: float) -> float:
@@ -98,17 +101,16 @@ class SharedWindow:
             self.release()
         if now < self._not_before:
             return self._not_before
-        if not self._is_asking:
-            self._is_asking = True
-            self._limits.enqueue(functools.partial(self._ask, demand))
+        if self._asked is None:
+            self._asked = self._create_credit(demand.tokens)
+            self._limits.enqueue(functools.partial(self._ask, self._asked, demand))
         return float("inf")
 
-    async def _ask(self, demand: Demand) -> None:
-        credit = self._create_credit(demand.tokens)
+    async def _ask(self, credit: Credit, demand: Demand) -> None:
         most = -1.0 if demand.tokens_limit is None else demand.tokens_limit
         limits = demand.requests_limit, most
         wait = await self._call("take", credit.member, credit.tokens, *limits, self._limits.length, RESERVED)
-        self._is_asking = False
+        self._asked = None
         if wait < 0:
             raise _LostError
         if wait == 0:
@@ -137,6 +139,11 @@ class SharedWindow:
             if first.sent_at is None or first.sent_at > oldest:
                 break
             del self._credits[first.member]
+        while self._unneeded:  # those that Redis does not count any more by now
+            first = next(iter(self._unneeded.values()))
+            if first.taken_at > oldest - RESERVED / 1000:
+                break
+            del self._unneeded[first.member]
 
     def release(self) -> None:
         """Return a credit that nobody needs now."""
@@ -145,12 +152,14 @@ class SharedWindow:
             self._held = None
 
     def forget(self, credit: Credit) -> None:
+        """Return a credit, or do that when Redis is back."""
         self._credits.pop(credit.member, None)
+        self._unneeded[credit.member] = credit
         self.tell(self.cancel, credit)
 
     def tell(self, change: Callable[[Credit], Awaitable[None]], credit: Credit) -> None:
         """Tell Redis of a change, unless it is away: it is told everything when it returns."""
-        if self._limits.is_available:
+        if self._limits.is_connected:
             self._limits.enqueue(functools.partial(change, credit))
 
     async def add(self, credit: Credit) -> None:
@@ -161,6 +170,7 @@ class SharedWindow:
 
     async def cancel(self, credit: Credit) -> None:
         await self._call("cancel", credit.member)
+        self._unneeded.pop(credit.member, None)
 
     async def correct(self, credit: Credit) -> None:
         await self._call("correct", credit.member, credit.tokens)
@@ -168,6 +178,8 @@ class SharedWindow:
     async def join(self) -> None:
         """Tell Redis what this gateway has sent in the window, and what it is sending."""
         self._forget_old()
+        for each in list(self._unneeded.values()):
+            await self.cancel(each)
         told = [part for each in self._credits.values() for part in (each.member, self._age(each), each.tokens)]
         settings, name = self._limits.settings, self._limits.name
         await self._call("join", name, settings.gateways, self._limits.length, RESERVED, *told)
@@ -179,7 +191,10 @@ class SharedWindow:
 
     def lose(self) -> None:
         """Note that Redis is away."""
-        self._held, self._is_asking, self._not_before = None, False, float("-inf")
+        for credit in (self._held, self._asked):
+            if credit is not None:
+                self.forget(credit)
+        self._held, self._asked, self._not_before = None, None, float("-inf")
         self.wake()
 
     def close(self) -> None:
@@ -199,7 +214,7 @@ class SharedLimits:
 
     def __init__(self, settings: SharedSettings, name: str, now: Callable[[], float], length: int = LENGTH) -> None:
         self.settings, self.name, self.now, self.length = settings, name, now, length
-        self.is_available = False
+        self.is_connected = self.is_available = False  # while it is connected only, Redis is told, but not asked
         self._seen_at = now()
         self._process, self._numbers = secrets.token_hex(4), itertools.count()
         self._windows: list[SharedWindow] = []
@@ -258,21 +273,26 @@ class SharedLimits:
             await self._redis.aclose()
 
     async def _serve(self) -> None:
-        self._changes = asyncio.Queue()
+        self._changes, self.is_connected = asyncio.Queue(), True
         for window in list(self._windows):
             await window.join()
-        self.is_available, self._is_failing = True, False
-        log.info("shared_limits_available")
-        for window in list(self._windows):
-            window.wake()
         checked_at = self.now()
+        available_at = checked_at + (OTHERS_RETURN if self._is_failing else 0.0)
         while True:
+            if not self.is_available and self.now() >= available_at:
+                self._begin_asking()
             if (change := await self._next_change()) is not None:
                 await change()
             if self.now() >= checked_at + CHECK_EVERY:
                 checked_at = self.now()
                 for window in list(self._windows):
                     await window.keep()
+
+    def _begin_asking(self) -> None:
+        self.is_available, self._is_failing = True, False
+        log.info("shared_limits_available")
+        for window in list(self._windows):
+            window.wake()
 
     async def _next_change(self) -> Callable[[], Awaitable[None]] | None:
         try:
@@ -285,6 +305,7 @@ class SharedLimits:
         if not self._is_failing:
             effect = f"this gateway waits for up to {self.length // 1000} s, then uses its part of the rates"
             log.error("shared_limits_lost", error=f"{type(error).__name__}: {error}", effect=effect)
-        self.is_available, self._is_failing = False, True
+        self.is_connected = self.is_available = False
+        self._is_failing = True
         for window in list(self._windows):
             window.lose()

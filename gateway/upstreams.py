@@ -122,10 +122,8 @@ class Upstreams:
         contexts = {tls: await asyncio.to_thread(create_tls, tls) for tls in used - self._pools.keys()}
         self._pools |= {tls: ConnectionPool(context) for tls, context in contexts.items()}
         self._by_name = {name: self._create(name, each, settings) for name, each in settings.upstreams.items()}
-        learned = {each.key: (each.admission, each.estimator) for each in self}
-        for key in self._learned.keys() - learned.keys():
-            self._learned[key][0].close()
-        self._learned = learned
+        self._learned |= {each.key: (each.admission, each.estimator) for each in self}
+        self._forget_unused()
         self.router = Router(
             {
                 name: UpstreamModels(each.match, each.aliases, each.fallback)
@@ -135,6 +133,14 @@ class Upstreams:
         )
         for tls in self._pools.keys() - used:
             await self._pools.pop(tls).retire()
+
+    def _forget_unused(self) -> None:
+        """Forget removed upstreams, except what counts if a later reload brings them back."""
+        used = {each.key for each in self}
+        for key, (admission, _) in list(self._learned.items()):
+            if key not in used and not admission.is_in_use():
+                admission.close()
+                del self._learned[key]
 
     def _create(self, name: str, upstream: UpstreamSettings, settings: GatewaySettings) -> Upstream:
         key = key_of(upstream.url.rstrip("/"), upstream.api_key.get_secret_value() if upstream.api_key else "")

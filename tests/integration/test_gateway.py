@@ -628,6 +628,21 @@ async def test_a_reload_breaks_no_stream_and_keeps_what_was_sent(gateway: Gatewa
     assert len(api.received) == 2
 
 
+async def test_an_upstream_that_a_reload_removes_and_brings_back_keeps_its_rate(
+    gateway: Gateway, api: ModelApi
+) -> None:
+    queue = {"low_timeout": "300ms"}
+    gateway.configure({"api": gateway.upstream(rate="2/min")}, queue=queue)
+    await gateway.start()
+    for _ in range(2):
+        assert (await gateway.chat(X_Priority="low")).is_success
+    for key in ("nvapi-a-wrong-key", KEY):
+        gateway.configure({"api": gateway.upstream(rate="2/min", api_key=key)}, queue=queue)
+        assert (await gateway.client.post("/-/reload", headers=ADMIN)).is_success
+    assert (await gateway.chat(X_Priority="low")).json()["error"]["code"] == "timeout"
+    assert len(api.received) == 2
+
+
 async def test_a_kill_under_load_does_not_forget_what_was_sent(gateway: Gateway, api: ModelApi) -> None:
     api.rate = 20
     gateway.configure({"api": gateway.upstream(rate="20/min")}, queue={"low_timeout": "300ms"})

@@ -1,10 +1,11 @@
 """Several gateways on one key count together in a real Redis server."""
 
 import asyncio
+import os
 import signal
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,7 @@ class Sender:
 
     def __init__(self, limits: SharedLimits) -> None:
         self.limits = limits
+        self.task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self.window: SharedWindow = limits.create_window(KEY, self._changed.set)
 
@@ -88,6 +90,8 @@ class Sender:
             await self.send(demand, sent)
 
     async def is_available(self) -> bool:
+        if self.task is not None and self.task.done():
+            self.task.result()
         return self.limits.is_available
 
     async def is_lost(self) -> bool:
@@ -104,18 +108,12 @@ async def server(launcher: Launcher, tmp_path: Path) -> RedisServer:
 @asynccontextmanager
 async def sender(server: RedisServer, name: str) -> AsyncIterator[Sender]:
     made = Sender(SharedLimits(server.settings, name, time.monotonic, LENGTH))
-    task = asyncio.create_task(made.limits.run())
+    made.task = asyncio.create_task(made.limits.run())
     try:
-        await eventually(lambda: _is_available(made, task))
+        await eventually(made.is_available)
         yield made
     finally:
-        await cancel_and_wait([task])
-
-
-async def _is_available(sender: Sender, task: "asyncio.Task[None]") -> bool:
-    if task.done():
-        task.result()
-    return sender.limits.is_available
+        await cancel_and_wait([made.task])
 
 
 @pytest.fixture
@@ -226,6 +224,75 @@ async def test_a_server_that_forgets_is_told_what_was_sent(
         await server.flush()
     await asyncio.wait_for(one.send(demand, sent), 60)
     assert sent[2] - sent[0] > 7.9
+
+
+@contextmanager
+def hanging(server: RedisServer) -> Iterator[None]:
+    """Stop Redis for a while, as it is when its network fails: it loses nothing, and its answers come too late."""
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("is_held", [True, False])
+async def test_what_was_granted_just_before_a_loss_is_returned(
+    server: RedisServer, senders: tuple[Sender, Sender], is_held: bool
+) -> None:
+    one, two = senders
+    demand = Demand(1.0, 1, None)
+    (await one.acquire(demand)).cancel()  # Redis knows the scripts from now on
+    if is_held:
+        await eventually(lambda: _is_held(one, demand))
+    with hanging(server):
+        await _is_held(one, demand)  # asks, if it holds none
+        for each in senders:
+            await eventually(each.is_lost)
+    for each in senders:
+        await eventually(each.is_available)
+    await asyncio.wait_for(two.acquire(demand), 30)
+
+
+async def test_what_is_sent_while_redis_returns_counts(server: RedisServer) -> None:
+    async with sender(server, "a") as one:
+        one.limits.length = 60_000
+        with hanging(server):
+            await eventually(one.is_lost)
+        sent: list[Credit] = []
+        while not one.limits.is_available:  # at each moment of its return
+            sent.append(one.window.take(1.0))
+            sent[-1].mark_sent(time.monotonic())
+            await asyncio.sleep(0.001)
+        async with Redis(port=server.port, password=PASSWORD) as client:
+
+            async def are_counted() -> bool:
+                keys = await client.keys("*:sent")
+                counted = {member for key in keys for member in await client.zrange(key, 0, -1)}
+                return {each.member.encode() for each in sent} <= counted
+
+            await eventually(are_counted, 20)
+
+
+async def test_a_gateway_waits_for_the_return_of_the_others(server: RedisServer) -> None:
+    async with AsyncExitStack() as stack:
+        one = await stack.enter_async_context(sender(server, "a"))
+        sent: list[float] = []
+        async with sender(server, "b") as two:
+            one.limits.length = two.limits.length = 12_000
+            with hanging(server):
+                for each in (one, two):
+                    await eventually(each.is_lost)
+                for each in (one, two):  # each sends its part
+                    for _ in range(5):
+                        sent.append(time.monotonic())
+                        each.window.take(1.0).mark_sent(sent[-1])
+        sending = asyncio.create_task(one.send(Demand(1.0, 10, None), sent))
+        await asyncio.sleep(2.5)  # the other one notices it later
+        returned = asyncio.create_task(two.limits.run())
+        await asyncio.wait_for(sending, 60)
+        await cancel_and_wait([returned])
+    assert sent[10] - sent[0] > 11.9
 
 
 async def test_nothing_is_sent_before_all_have_joined(server: RedisServer) -> None:

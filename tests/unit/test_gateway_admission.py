@@ -3,12 +3,14 @@
 import asyncio
 import heapq
 import itertools
+import resource
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from fleet.inventory.gateway import RetreatSettings, WhenFull
 from gateway.admission import Admission, Applicant, Limits, Permit, QueueRules, RefusedError
@@ -476,6 +478,27 @@ def test_the_file_grows_and_keeps_upstreams_apart(tmp_path: Path) -> None:
     clock.time += 32
     file = SentFile(tmp_path / "sent", clock.now)
     assert [len(file.take_earlier(key)) for key in others] == [0, 0]
+    file.close()
+
+
+def test_a_full_disk_stops_no_request(tmp_path: Path) -> None:
+    clock = SimulatedClock()
+    file = SentFile(tmp_path / "sent", clock.now)
+    ledger = Ledger(file, KEY)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "sent").stat().st_size, limit[1]))
+    try:
+        with capture_logs() as logs:
+            records = [ledger.begin(7.0) for _ in range(1500)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    for number, record in enumerate(records):
+        record.mark_sent(clock.now()) if number % 2 else record.cancel()
+    ledger.begin(7.0).mark_sent(clock.now())
+    file.close()
+    assert [line["event"] for line in logs] == ["sent_not_stored"]
+    file = SentFile(tmp_path / "sent", clock.now)
+    assert len(file.take_earlier(KEY)) == 513
     file.close()
 
 
