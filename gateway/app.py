@@ -55,10 +55,12 @@ class Gateway:
         self.upstreams = Upstreams(LoopClock(), None)
         self.shared: SharedLimits | None = None
 
-    async def restore(self, settings: GatewaySettings) -> None:
+    async def restore(self, settings: GatewaySettings, listen: ListenAddress) -> None:
         """Continue where an earlier process has stopped. Raises StartError."""
         if settings.shared is not None:
-            self.shared = SharedLimits(settings.shared, f"{socket.gethostname()} {settings.listen}", time.monotonic)
+            self.shared = SharedLimits(
+                settings.shared, f"{socket.gethostname()} {listen.host} {listen.port}", time.monotonic
+            )
         if settings.state_file is None:
             log.warning("state_not_kept", effect="after a restart, the rate may be exceeded for a minute")
             self.upstreams = Upstreams(LoopClock(), None, shared=self.shared)
@@ -110,7 +112,7 @@ async def run(
     if not settings.upstreams:
         raise StartError("gateway.upstreams is empty: there is nothing to pass requests on to")
     gateway = Gateway(redact, web_config)
-    await gateway.restore(settings)
+    await gateway.restore(settings, listen)
     await gateway.apply(loaded)
     gateway.metrics.record_reload(successful=True)
     if problem := gateway.access.tokens.explain_missing(Role.ADMIN):

@@ -100,4 +100,5 @@ class Refusals:
 async def write_to_log(entry: AuditEntry) -> None:
     """Write an entry to the log: the audit log of programs without a record."""
     fields = asdict(entry)
+    del fields["at"]  # of this machine's clock since its start: the log has its own times
     log.info("audit", operation=fields.pop("event"), **fields)
