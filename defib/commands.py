@@ -173,7 +173,9 @@ def gateway(options: argparse.Namespace) -> int:
     ignored = variables if read().inventory.gateway.upstreams else []
     level = sidecar.read_variables(os.environ).log_level if variables and not ignored else None
     options.listen = options.listen or load().inventory.gateway.listen
-    return _serve(options, load, partial(app.run, ignored_variables=ignored), level)
+    unknown = sidecar.list_unknown(os.environ) if level is not None else []
+    server = partial(app.run, ignored_variables=ignored, unknown_variables=unknown)
+    return _serve(options, load, server, level)
 
 
 def _read_gateway(options: argparse.Namespace) -> "Load":

@@ -99,11 +99,14 @@ async def run(
     redact: Redactor,
     *,
     ignored_variables: Sequence[str] = (),
+    unknown_variables: Sequence[str] = (),
 ) -> None:
     """Serve until a signal stops the process. Raises ConfigurationError and StartError before anything is started.
 
-    `ignored_variables` are those for which the configuration leaves no use.
+    `ignored_variables` are those for which the configuration leaves no use, `unknown_variables` those without meaning.
     """
+    if unknown_variables:
+        log.warning("variables_unknown", variables=unknown_variables, effect="they are not read: are they misspelled?")
     if ignored_variables:
         effect = "gateway.upstreams is configured, and the configuration alone counts"
         log.warning("variables_ignored", variables=ignored_variables, effect=effect)

@@ -17,7 +17,8 @@ from fleet.inventory.units import format_duration
 from runtime.errors import StartError
 
 NVIDIA = "https://integrate.api.nvidia.com/v1"
-API_KEY = "SIDECAR_API_KEY"
+_PREFIX = "SIDECAR_"
+API_KEY = f"{_PREFIX}API_KEY"
 MAX_TIMEOUT = 300.0  # seconds
 _LEVELS = {
     "debug": logging.DEBUG,
@@ -107,6 +108,11 @@ class SidecarSettings:
 def list_variables(environ: Mapping[str, str]) -> list[str]:
     """Return the variables that are set; an empty one is not."""
     return [name for name in _VARIABLES if environ.get(name, "").strip()]
+
+
+def list_unknown(environ: Mapping[str, str]) -> list[str]:
+    """Return the variables that are set and have no meaning, such as misspelled ones."""
+    return sorted(name for name in environ if name.startswith(_PREFIX) and name not in _VARIABLES)
 
 
 def read_variables(environ: Mapping[str, str]) -> SidecarSettings:

@@ -71,6 +71,13 @@ async def test_the_level_of_its_log(sidecar: Sidecar) -> None:
     assert sidecar.find_logged("server_started") == []
 
 
+async def test_a_misspelled_variable_is_named(sidecar: Sidecar) -> None:
+    sidecar.variables["SIDECAR_RATE_LIMIT"] = "3"
+    await sidecar.start()
+    (entry,) = await sidecar.logged("variables_unknown")
+    assert entry["variables"] == ["SIDECAR_RATE_LIMIT"]
+
+
 async def test_the_configuration_is_in_force_alone_and_names_what_is_ignored(sidecar: Sidecar, api: ModelApi) -> None:
     sidecar.configure(listen=f"127.0.0.1:{sidecar.port}")
     sidecar.variables |= {"SIDECAR_API_KEY": "nvapi-other", "SIDECAR_TIMEOUT": "wrong", "SIDECAR_PORT": "1"}
