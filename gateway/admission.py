@@ -109,6 +109,11 @@ class Admission:
             self.tokens.add_sent(record.tokens, record.at)
 
     @property
+    def smallest_queue(self) -> int:
+        """The smallest size that the queue may have: requests wait at least for the answer of Redis."""
+        return 0 if self._shared is None else 1
+
+    @property
     def depths(self) -> Sequence[int]:
         """How many requests of each rank wait."""
         return self._line.depths()

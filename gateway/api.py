@@ -89,6 +89,8 @@ class GatewayApi:
             if "queue_size" in limits.model_fields_set and limits.queue_size < waiting:
                 message = f"{waiting} requests wait for {upstream.name}: the queue cannot be smaller"
                 raise ApiError(409, "queue_in_use", message)
+            if "queue_size" in limits.model_fields_set and limits.queue_size < upstream.admission.smallest_queue:
+                raise ApiError(400, "bad_request", "queue_size: must be at least 1 with gateway.shared")
         for upstream in self._upstreams:
             _change_limits(upstream, limits, limits.upstreams.get(upstream.name, UpstreamLimits()))
         await self._audit(request, "change_limits", detail=limits.model_dump_json(exclude_unset=True))

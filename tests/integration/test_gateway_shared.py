@@ -328,6 +328,15 @@ async def test_gateways(launcher: Launcher, tmp_path: Path, api: ModelApi, serve
         await asyncio.sleep(3.0)
         assert len(api.received) == 20
         assert (await gateways[0].metrics())["gateway_shared_limits_available"] == 1
+        for task in asked[::2]:  # those of the first one
+            task.cancel()
+
+        async def is_queue_empty() -> bool:
+            return not sum((await gateways[0].status())["queue"].values())
+
+        await eventually(is_queue_empty)
+        refused = await gateways[0].client.put("/api/v1/limits", json={"queue_size": 0}, headers=ADMIN)
+        assert refused.json()["error"]["message"] == "queue_size: must be at least 1 with gateway.shared"
         await server.stop()
 
         async def is_alone() -> bool:
