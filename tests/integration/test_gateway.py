@@ -132,6 +132,31 @@ async def test_errors_keep_their_status_and_body(
 
 
 @pytest.mark.parametrize(
+    ("method", "head"),
+    [
+        ("HEAD", b"HTTP/1.1 200 OK\r\nX-A: b\r\nContent-Length: 100\r\n\r\n"),
+        ("GET", b"HTTP/1.1 204 No Content\r\nX-A: b\r\n\r\n"),
+        ("GET", b"HTTP/1.1 304 Not Modified\r\nX-A: b\r\n\r\n"),
+    ],
+)
+async def test_responses_without_a_body(gateway: Gateway, api: ModelApi, method: str, head: bytes) -> None:
+    async def respond(_request: Received, writer: asyncio.StreamWriter) -> None:
+        writer.write(head)
+
+    api.respond = respond
+    gateway.configure()
+    await gateway.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    for _ in range(2):  # the second one on the same connection: nothing was sent after the headers
+        writer.write(f"{method} /v1/x HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        got = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+        assert got.startswith(head.removesuffix(b"\r\n"))
+        assert b"Transfer-Encoding" not in got
+    writer.close()
+    assert [each["outcome"] for each in await gateway.logged("request", 2)] == ["ok", "ok"]
+
+
+@pytest.mark.parametrize(
     "sent",
     [
         b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort",
