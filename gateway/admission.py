@@ -125,11 +125,9 @@ class Admission:
     def count_available(self) -> float:
         """Return how many requests may be sent now; while others wait, a further one waits, too."""
         limits, now = self.limits, self.clock.now()
-        if any(self.depths) or max(self.paused_until, self.breaker.next_time(now)) > now:
+        if any(self.depths) or self._opens_at(now) > now:
             return 0.0
-        rate = float(math.floor(self.retreat.rate))
-        if self._shared is not None:
-            rate = self._shared.reduce(rate)
+        rate = self._reduce(math.floor(self.retreat.rate))
         room = rate - self.requests.used(now)
         if limits.burst is not None:
             room = min(room, self.requests.room_in_burst(limits.burst, rate, now))
@@ -169,7 +167,7 @@ class Admission:
 
     def _make_room(self, applicant: Applicant, now: float) -> bool:
         """Make room in a full queue; return False if the request passes through instead. Raises RefusedError."""
-        if self.queue.when_full == "passthrough" and max(self.paused_until, self.breaker.next_time(now)) <= now:
+        if self.queue.when_full == "passthrough" and self._opens_at(now) <= now:
             return False
         lowest = self._line.find_lowest(applicant.rank) if self.queue.when_full == "drop-lowest" else None
         if lowest is None:
@@ -195,15 +193,21 @@ class Admission:
         elif self._line.remove(waiter):
             self._dispatch()
 
+    def _opens_at(self, now: float) -> float:
+        """Return from when on the upstream takes requests: after a pause, and not while it fails."""
+        return max(self.paused_until, self.breaker.next_time(now))
+
+    def _reduce(self, limit: float) -> float:
+        """Return what this gateway may send of a limit."""
+        return float(limit) if self._shared is None else self._shared.reduce(float(limit))
+
     def _next_time(self, applicant: Applicant, now: float) -> float:
         """Return from when on a request may be sent; infinity if that depends on others in flight."""
-        limits, rate, tokens = self.limits, float(math.floor(self.retreat.rate)), self.limits.tokens
+        limits, rate = self.limits, self._reduce(math.floor(self.retreat.rate))
         if limits.concurrency is not None and self.in_flight >= limits.concurrency:
             return float("inf")
-        if self._shared is not None:
-            rate = self._shared.reduce(rate)
-            tokens = None if tokens is None else self._shared.reduce(tokens)
-        times = [self.paused_until, self.breaker.next_time(now), self.requests.next_time(1, rate, now)]
+        tokens = None if limits.tokens is None else self._reduce(limits.tokens)
+        times = [self._opens_at(now), self.requests.next_time(1, rate, now)]
         if limits.burst is not None:
             times.append(self.requests.next_in_burst(limits.burst, rate, now))
         if tokens is not None:

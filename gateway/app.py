@@ -61,12 +61,12 @@ class Gateway:
             self.shared = SharedLimits(
                 settings.shared, f"{socket.gethostname()} {listen.host} {listen.port}", time.monotonic
             )
+        stored: dict[str, Any] = {}
+        sent = await asyncio.to_thread(open_sent_file, settings.state_file)
         if settings.state_file is None:
             log.warning("state_not_kept", effect="after a restart, the rate may be exceeded for a minute")
-            self.upstreams = Upstreams(LoopClock(), None, shared=self.shared)
-            return
-        sent = await asyncio.to_thread(open_sent_file, settings.state_file)
-        stored = await asyncio.to_thread(state.load, settings.state_file)
+        else:
+            stored = await asyncio.to_thread(state.load, settings.state_file)
         self.upstreams = Upstreams(LoopClock(), sent, stored.get("rates"), self.shared)
         if "budgets" in stored:
             self.clients.restore(stored["budgets"])
@@ -86,10 +86,6 @@ class Gateway:
 
     def dump(self) -> Mapping[str, Any]:
         return {"rates": self.upstreams.dump(), "budgets": self.clients.dump()}
-
-    def is_ready(self) -> bool:
-        """Whether an upstream takes requests, and its queue has room."""
-        return is_ready(self.upstreams)
 
 
 async def run(
@@ -131,7 +127,7 @@ async def run(
     app = create_application(
         gateway.access,
         web_config,
-        ready=gateway.is_ready,
+        ready=lambda: is_ready(gateway.upstreams),
         on_error=lambda _request, error: gateway.metrics.count_refusal(error.status),
     )
     app[PASSES_BODIES] = True

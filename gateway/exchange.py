@@ -99,23 +99,21 @@ class Exchange:
         if not call.content:
             self._permit.begin_sending()
         try:
-            self._response = await session.request(
-                call.method,
-                call.url,
-                headers=call.headers,
-                data=_Content(call.content, self._permit) if call.content else None,
-                allow_redirects=False,
-                timeout=self.upstream.timeout,
-                server_hostname=self.upstream.settings.tls.server_name,
-            )
-            self._permit.mark_sent()
-            if self.status not in _STATUSES:
-                raise UpstreamError(f"the upstream's response has the status {self.status}")
-            if self.status == _LIMITED:
-                self._first = await self._read_first()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            self.close()
-            raise UpstreamError(_describe(error)) from error
+            with _translating():
+                self._response = await session.request(
+                    call.method,
+                    call.url,
+                    headers=call.headers,
+                    data=_Content(call.content, self._permit) if call.content else None,
+                    allow_redirects=False,
+                    timeout=self.upstream.timeout,
+                    server_hostname=self.upstream.settings.tls.server_name,
+                )
+                self._permit.mark_sent()
+                if self.status not in _STATUSES:
+                    raise UpstreamError(f"the upstream's response has the status {self.status}")
+                if self.status == _LIMITED:
+                    self._first = await self._read_first()
         finally:
             self.seconds = time.monotonic() - started
 
@@ -184,7 +182,7 @@ class Exchange:
 
 @contextlib.contextmanager
 def _translating() -> Iterator[None]:
-    """Raise UpstreamError for what aiohttp raises while it reads."""
+    """Raise UpstreamError for what aiohttp raises while it sends or reads."""
     try:
         yield
     except (aiohttp.ClientError, TimeoutError, OSError) as error:

@@ -52,7 +52,7 @@ def add_health_routes(app: web.Application, upstreams: Upstreams, metrics: Gatew
 
     async def show_readiness(_request: web.Request) -> web.Response:
         health = describe_health(upstreams)
-        return web.json_response(health, status=200 if is_ready(upstreams) else _UNAVAILABLE)
+        return web.json_response(health, status=200 if health["status"] == "ready" else _UNAVAILABLE)
 
     async def show_metrics(_request: web.Request) -> web.Response:
         return web.Response(body=generate_latest(metrics.registry), headers={"Content-Type": _TEXT})

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fleet.inventory.documents import Document
+from fleet.inventory.gateway import GatewaySettings
 from fleet.inventory.problems import ConfigProblem, Location
 from fleet.inventory.yaml_files import TextWithBase
 from runtime.tokens import TokenError, read_secret_file
@@ -33,8 +34,7 @@ _IGNORED: Mapping[Program, tuple[tuple[str, ...], ...]] = {
     "remediator": (
         ("services", "*", "probe"),
         # All but its address and its token.
-        *(("gateway", key) for key in ("listen", "metrics_listen", "upstreams", "default", "queue", "retreat")),
-        *(("gateway", key) for key in ("clients", "state_file", "shared", "max_body")),
+        *(("gateway", key) for key in GatewaySettings.model_fields if key not in ("url", "token")),
     ),
     "gateway": (
         ("notify",),
