@@ -13,7 +13,7 @@ from console.rendering import PageRenderer
 from console.requests import SubmittedForms, answer_form
 from fleet.gateway_limits import GatewayLimits
 from fleet.inventory.gateway import PRIORITIES, WhenFull, format_rate
-from remediator.clients.gateway import ClientStatus, GatewayStatus, UpstreamStatus
+from remediator.clients.gateway import ClientStatus, UpstreamStatus
 from remediator.gateway import GatewayOperations, GatewayReading
 from remediator.operations import OperationError
 from remediator.snapshot import SnapshotSource
@@ -123,12 +123,13 @@ def _describe(reading: GatewayReading | None, now: float) -> dict[str, Any]:
         return {"state": "unavailable", "problem": reading.problem, "since": reading.since}
     status = reading.status
     clients = sorted(status.clients.items(), key=_by_use)
+    sent = sum(each.sent_last_minute for _, each in clients)
     return {
         "state": "answers",
         "since": now - status.uptime_seconds,
         "totals": status.totals.model_dump(),
         "upstreams": [_describe_upstream(*each) for each in list(status.upstreams.items())[:UPSTREAMS_SHOWN]],
-        "clients": [_describe_client(name, each, status) for name, each in clients[:CLIENTS_SHOWN]],
+        "clients": [_describe_client(name, each, sent) for name, each in clients[:CLIENTS_SHOWN]],
         "more_clients": len(clients) - CLIENTS_SHOWN,
     }
 
@@ -155,10 +156,6 @@ def _describe_upstream(name: str, upstream: UpstreamStatus) -> dict[str, Any]:
     }
 
 
-def _describe_client(name: str, client: ClientStatus, status: GatewayStatus) -> dict[str, Any]:
-    total = sum(each.sent_last_minute for each in status.clients.values())
-    return {
-        **client.model_dump(),
-        "name": name,
-        "use": client.sent_last_minute / total if total else None,
-    }
+def _describe_client(name: str, client: ClientStatus, sent: int) -> dict[str, Any]:
+    """Return a client with its share of what all of them have sent in the last minute."""
+    return {**client.model_dump(), "name": name, "use": client.sent_last_minute / sent if sent else None}

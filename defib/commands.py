@@ -170,7 +170,7 @@ def gateway(options: argparse.Namespace) -> int:
     read = _read_gateway(options)
     load = partial(sidecar.load_with_variables, read, os.environ)
     variables = sidecar.list_variables(os.environ)
-    ignored = variables if read().inventory.gateway.upstreams else []
+    ignored = variables if variables and read().inventory.gateway.upstreams else []
     level = sidecar.read_variables(os.environ).log_level if variables and not ignored else None
     options.listen = options.listen or load().inventory.gateway.listen
     unknown = sidecar.list_unknown(os.environ) if level is not None else []
