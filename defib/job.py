@@ -1,5 +1,6 @@
 """Run a job: its output is passed on unchanged, with the end of it remembered, and signals go to the job."""
 
+import contextlib
 import os
 import selectors
 import signal
@@ -85,17 +86,26 @@ class Job:
         process = self._process
         assert process is not None  # noqa: S101 - it was started
         has_ended, ending = os.pipe()
+        signals, waking = os.pipe()  # a signal just before the selector waits would not interrupt it
+        for file in (signals, waking):
+            os.set_blocking(file, False)
 
         def wait() -> None:
             process.wait()
             os.close(ending)
 
         threading.Thread(target=wait, daemon=True).start()
-        self._selector.register(has_ended, selectors.EVENT_READ)
-        while self._copy(None):
-            pass
-        self._selector.unregister(has_ended)
-        os.close(has_ended)
+        signal.set_wakeup_fd(waking, warn_on_full_buffer=False)
+        for file in (has_ended, signals):
+            self._selector.register(file, selectors.EVENT_READ)
+        while has_ended not in self._copy(None):
+            with contextlib.suppress(BlockingIOError):
+                os.read(signals, _PART)
+        signal.set_wakeup_fd(-1)
+        for file in (has_ended, signals):
+            self._selector.unregister(file)
+        for file in (has_ended, signals, waking):
+            os.close(file)
         for _ in range(_MOST_PARTS):
             if not self._selector.get_map() or not self._selector.select(0):
                 break
@@ -105,15 +115,15 @@ class Job:
         status = process.returncode
         return EndedJob(status if status >= 0 else 128 - status, self._tail.read())
 
-    def _copy(self, timeout: float | None) -> bool:
-        """Pass on what can be read within some seconds; returns whether the job still runs."""
-        is_running = True
+    def _copy(self, timeout: float | None) -> set[int]:
+        """Pass on what can be read within some seconds; returns the files that can be read and are no output."""
+        others = set()
         for key, _ in self._selector.select(timeout):
             if key.data is None:
-                is_running = False
+                others.add(key.fd)
             else:
                 self._copy_part(cast("IO[bytes]", key.fileobj), key.data)
-        return is_running
+        return others
 
     def _copy_part(self, pipe: IO[bytes], target: int) -> None:
         part = os.read(pipe.fileno(), _PART)

@@ -5,9 +5,12 @@ import contextlib
 import gc
 import os
 import shutil
+import signal
 import socket
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -25,6 +28,7 @@ __all__ = ["docker", "dockerd", "journal", "systemd"]  # fixtures, for every tes
 
 # grpc reads them when it is loaded: its fork handlers break child processes, and it would write lines to stderr.
 os.environ.update({"GRPC_ENABLE_FORK_SUPPORT": "0", "GRPC_VERBOSITY": "NONE"})
+TIMEOUT_REPEATS = 60.0  # seconds
 LEFT_OUT = pytest.StashKey[dict[str, list[str]]]()
 
 
@@ -100,9 +104,46 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.line("CI must run every test.", red=True)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_timeout_set_timer(item: pytest.Item) -> Iterator[None]:
+    """End what runs in an event loop, too: an event loop only logs what a signal handler raises, or a task swallows it.
+
+    What does not end then, such as a fixture, is interrupted again and again.
+    """
+    timer = yield
+    fail = signal.getsignal(signal.SIGALRM)
+    assert callable(fail)
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.setitimer(signal.ITIMER_REAL, TIMEOUT_REPEATS)
+        with contextlib.suppress(RuntimeError):  # no event loop runs
+            loop = asyncio.get_running_loop()
+            loop.call_soon_threadsafe(_cancel_tasks, loop, f"Timeout of {item.nodeid}")
+        fail(number, frame)
+
+    signal.signal(signal.SIGALRM, end)
+    return timer
+
+
+def _cancel_tasks(loop: asyncio.AbstractEventLoop, reason: str) -> None:
+    for task in asyncio.all_tasks(loop):
+        task.cancel(reason)
+
+
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Run on the event loop that our programs run on."""
-    return {"uvloop": uvloop.new_event_loop}
+    return {"uvloop": ClosingLoop}
+
+
+class ClosingLoop(uvloop.Loop):
+    """An event loop that ends although warnings are errors: raised in the midst of its end, they leave it waiting."""
+
+    def close(self) -> None:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            super().close()
+        for each in caught:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
 
 
 @pytest.fixture(autouse=True)

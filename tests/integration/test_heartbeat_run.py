@@ -1,6 +1,7 @@
 """`defib heartbeat run` runs a job as if it were not there, and reports it to a real exporter."""
 
 import asyncio
+import ctypes
 import os
 import signal
 import sys
@@ -119,19 +120,26 @@ async def test_signals_go_to_the_job(exporter: Heartbeats, number: int, name: st
     assert (await exporter.heartbeat("backup"))["pings"][0]["exit_status"] == 9
 
 
+async def test_a_signal_that_interrupts_no_system_call_goes_to_the_job_at_once(exporter: Heartbeats) -> None:
+    script = "trap 'echo caught; exit 9' TERM; sleep 1; echo ready; while :; do sleep 0.1; done"
+    process = await start("backup", "--", "sh", "-c", script, env=url_of(exporter))
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"ready\n"
+    threads = {int(path.name) for path in Path(f"/proc/{process.pid}/task").iterdir()} - {process.pid}
+    assert ctypes.CDLL(None).tgkill(process.pid, threads.pop(), signal.SIGTERM) == 0
+    assert await finish(process) == Done(9, "caught\n", "")
+
+
 async def test_an_interrupt_at_a_terminal_reaches_the_job_once(exporter: Heartbeats) -> None:
     job = """
 import signal
-count = 0
-def note(*_):
-    global count
-    count += 1
-    print("caught", flush=True)
-signal.signal(signal.SIGINT, note)
+interrupt = {signal.SIGINT}
+signal.pthread_sigmask(signal.SIG_BLOCK, interrupt)
 print("ready", flush=True)
-while input() != "go":
-    pass
-print("interrupts:", count)
+signal.sigwait(interrupt)
+print("caught", flush=True)
+input()
+print("interrupts:", 1 + len(signal.sigpending()))
 """
     spawn = "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)"
     process = await asyncio.create_subprocess_exec(
