@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import structlog
 from aiohttp import web
-from yarl import URL
 
 from fleet.inventory.gateway import PRIORITIES, Priority
 from gateway.admission import Applicant, Permit, RefusedError
 from gateway.bodies import Body
 from gateway.clients import Client, Clients
+from gateway.connections import Call, UpstreamError
 from gateway.errors import GatewayError
-from gateway.exchange import Call, Exchange, UpstreamError
+from gateway.exchange import Exchange
 from gateway.headers import request_headers
 from gateway.metrics import GatewayMetrics, Outcome
 from gateway.retreat import State
@@ -23,6 +23,7 @@ from gateway.usage import UsageReader
 SHOWN_MODEL = 100  # characters of a model's name in the log
 _CLIENT_ERROR, _LIMITED, _SERVER_ERROR = 400, 429, 500
 _OF_MODELS = ("application/json", "text/event-stream")
+_WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS"})  # methods
 log = structlog.get_logger()
 
 
@@ -97,9 +98,8 @@ class Handling:
         request = self._task.request
         content = await self._task.body.with_model(route.model)
         headers = request_headers(request.headers, upstream.api_key)
-        if content or "Content-Length" in request.headers:
-            headers["Content-Length"] = str(len(content))
-        return Call(request.method, URL(upstream.url_of(self._task.path), encoded=True), headers, content)
+        has_length = bool(content) or "Content-Length" in request.headers or request.method not in _WITHOUT_BODY
+        return Call(request.method, upstream.target_of(self._task.path), headers, content if has_length else None)
 
     def _apply(self, upstream: Upstream, *, has_fallback: bool) -> Applicant:
         client, body = self._task.client, self._task.body
@@ -114,18 +114,17 @@ class Handling:
         if permit.passthrough:
             self._metrics.passed_through.labels(upstream.provider, self._task.client.name).inc()
         self._metrics.overhead.observe(max(0.0, time.monotonic() - self._started_at - self._waited))
-        async with upstream.pool.use() as session:
-            try:
-                await exchange.send(session, call)
-            except UpstreamError as error:
-                self._note_failure(upstream, permit, None, str(error))
-                if is_last:
-                    raise GatewayError(502, "upstream_failed", str(error)) from error
-                return None
-            self._note_answer(exchange, permit)
-            if exchange.has_failed and not is_last:
-                return None
-            return await self._pass_on(exchange, permit, len(call.content))
+        try:
+            await exchange.send(call)
+        except UpstreamError as error:
+            self._note_failure(upstream, permit, None, str(error))
+            if is_last:
+                raise GatewayError(502, "upstream_failed", str(error)) from error
+            return None
+        self._note_answer(exchange, permit)
+        if exchange.has_failed and not is_last:
+            return None
+        return await self._pass_on(exchange, permit, len(call.content or b""))
 
     async def _pass_on(self, exchange: Exchange, permit: Permit, size: int) -> web.StreamResponse:
         outcome, self._outcome = self._outcome, "cancelled"

@@ -5,12 +5,13 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
 import structlog
-from yarl import URL
+from multidict import CIMultiDict
 
 from gateway.admission import Applicant, RefusedError
+from gateway.connections import Call, Response, UpstreamError
 from gateway.errors import GatewayError
+from gateway.routing import PREFIX
 from gateway.upstreams import Upstream, Upstreams
 from runtime.payloads import decode_json, parse_body
 
@@ -73,7 +74,7 @@ class ModelList:
         except RefusedError as error:
             log.warning("models_not_read", upstream=upstream.name, error=error.reason)
             failure, kept = GatewayError.of(error.reason, error.retry_after), 0.0
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+        except (UpstreamError, TimeoutError, ValueError) as error:
             log.warning("models_not_read", upstream=upstream.name, error=type(error).__name__)
             message = "no upstream has returned its models"
             failure, kept = GatewayError(502, "upstream_failed", message, retry_after=KEPT), KEPT
@@ -89,37 +90,31 @@ class ModelList:
 
 
 async def _fetch(upstream: Upstream) -> list[dict[str, Any]]:
-    """Request the models of an upstream. Raises ValueError, RefusedError, aiohttp.ClientError and TimeoutError."""
+    """Request the models of an upstream. Raises ValueError, RefusedError, UpstreamError and TimeoutError."""
     permit = await upstream.admission.admit(Applicant())
-    headers = {"Authorization": f"Bearer {upstream.api_key}"} if upstream.api_key else {}
-    permit.begin_sending()
+    headers = CIMultiDict({"Authorization": f"Bearer {upstream.api_key}"} if upstream.api_key else {})
+    call = Call("GET", upstream.target_of(f"{PREFIX}/models"), headers, None)
+    response = None
     try:
-        async with (
-            asyncio.timeout(TIMEOUT),
-            upstream.pool.use() as session,
-            session.get(
-                URL(f"{upstream.base}/models", encoded=True),
-                headers=headers,
-                allow_redirects=False,
-                timeout=upstream.timeout,
-            ) as response,
-        ):
-            permit.mark_sent()
+        async with asyncio.timeout(TIMEOUT):
+            response = await upstream.pool.request(upstream.origin, call, TIMEOUT, permit)
             if response.status >= _SERVER_ERROR:
                 permit.note_failure()
             else:
                 permit.note_answer(refused=response.status == _LIMITED)
             if response.status != _OK:
                 raise ValueError(f"status {response.status}")
-            return _parse_models(await parse_body(decode_json, await _read_body(response.content)))
+            return _parse_models(await parse_body(decode_json, await _read_body(response)))
     finally:
+        if response is not None:
+            response.close()
         permit.close()
 
 
-async def _read_body(content: aiohttp.StreamReader) -> bytes:
+async def _read_body(response: Response) -> bytes:
     """Read a whole body. Raises ValueError if it is too large."""
     body = bytearray()
-    async for part in content.iter_any():
+    while part := await response.read():
         body += part
         if len(body) > MAX_SIZE:
             raise ValueError("the list is too large")

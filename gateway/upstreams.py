@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import aiohttp
 import structlog
+from yarl import URL
 
 from fleet.inventory.endpoints import TlsSettings
 from fleet.inventory.gateway import PRIORITIES, GatewaySettings, QueueSettings, UpstreamSettings
 from gateway.admission import Admission, Clock, Limits, QueueRules, Timer
 from gateway.ledger import Ledger, SentFile, key_of
 from gateway.metrics import UpstreamState
-from gateway.pools import CONNECT_TIMEOUT, ConnectionPool, create_tls
+from gateway.pools import ConnectionPool, Origin, create_tls
 from gateway.retreat import STATES, Retreat
 from gateway.routing import PREFIX, Router, UpstreamModels, is_versioned
 from gateway.shared import SharedLimits
@@ -47,11 +47,6 @@ class Upstream:
     estimator: Estimator
     pool: ConnectionPool
 
-    @functools.cached_property
-    def timeout(self) -> aiohttp.ClientTimeout:
-        """For connecting, and for silence; there is none for the whole response."""
-        return aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=self.settings.timeout)
-
     @property
     def provider(self) -> str:
         return self.settings.provider or self.name
@@ -64,11 +59,19 @@ class Upstream:
         """Whether requests with a path of the gateway can be sent: outside `/v1`, if the URL ends in `/v1`."""
         return is_versioned(path) or urlsplit(self.base).path.endswith(PREFIX)
 
-    def url_of(self, path: str) -> str:
-        """Return the URL of a path of the gateway that the upstream has."""
-        if is_versioned(path):
-            return self.base + path.removeprefix(PREFIX)
-        return self.base.removesuffix(PREFIX) + path
+    @functools.cached_property
+    def origin(self) -> Origin:
+        return Origin.of(URL(self.base))
+
+    def target_of(self, path: str) -> str:
+        """Return what a request for a path of the gateway, which the upstream has, asks it for."""
+        base = self._base_path
+        target = base + path.removeprefix(PREFIX) if is_versioned(path) else base.removesuffix(PREFIX) + path
+        return target.partition("#")[0] or "/"
+
+    @functools.cached_property
+    def _base_path(self) -> str:
+        return URL(self.base).raw_path.rstrip("/")
 
     @property
     def api_key(self) -> str | None:
@@ -120,7 +123,7 @@ class Upstreams:
         """Put a configuration in force. Requests in progress, and those that wait, stay. Raises DefibError."""
         used = {each.tls for each in settings.upstreams.values()}
         contexts = {tls: await asyncio.to_thread(create_tls, tls) for tls in used - self._pools.keys()}
-        self._pools |= {tls: ConnectionPool(context) for tls, context in contexts.items()}
+        self._pools |= {tls: ConnectionPool(context, tls.server_name) for tls, context in contexts.items()}
         self._by_name = {name: self._create(name, each, settings) for name, each in settings.upstreams.items()}
         self._learned |= {each.key: (each.admission, each.estimator) for each in self}
         self._forget_unused()
@@ -132,7 +135,7 @@ class Upstreams:
             settings.default,
         )
         for tls in self._pools.keys() - used:
-            await self._pools.pop(tls).retire()
+            self._pools.pop(tls).retire()
 
     def _forget_unused(self) -> None:
         """Forget removed upstreams, except what counts if a later reload brings them back."""
@@ -171,7 +174,7 @@ class Upstreams:
 
     async def close(self) -> None:
         for pool in self._pools.values():
-            await pool.session.close()
+            pool.close()
 
 
 def create_rules(queue: QueueSettings) -> QueueRules:

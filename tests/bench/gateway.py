@@ -248,7 +248,8 @@ async def _streams() -> bool:
     """Hold many streams open, of which each gets an event in every second."""
     writers: list[asyncio.StreamWriter] = []
 
-    async def stream(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(BODY)
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
         writers.append(writer)
 
