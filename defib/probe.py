@@ -52,6 +52,7 @@ def _details(service: Service, result: ProbeResult) -> dict[str, Any]:
             name: format_rfc3339(value) if "timestamp" in name else value for name, value in details.gauges.items()
         },
         **({"tls": dict(zip(("issuer", "version"), details.tls, strict=True))} if details.tls else {}),
+        **({"values": details.values} if details.values else {}),
         **details.components_json(),
         "evidence": {key: _readable(value, details.redact) for key, value in details.evidence.items()},
     }
@@ -81,6 +82,7 @@ def _format(details: dict[str, Any], time: str) -> str:
     lines += [f"  {phase:<12}{seconds * 1000:.1f} ms" for phase, seconds in details["phases"].items()]
     lines += [f"  {name}  {value}" for name, value in details["measured"].items()]
     lines += [f"  {name:<12}{value}" for name, value in details.get("tls", {}).items()]
+    lines += [f"  {'value':<12}{name} {value:g}" for name, value in details.get("values", {}).items()]
     lines += [f"  component   {_format_component(each)}" for each in details.get("components", [])]
     for key, value in details["evidence"].items():
         if key == "headers":

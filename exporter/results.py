@@ -42,14 +42,15 @@ class Component:
 class ProbeDetails:
     """What a probe records while it runs; a failed probe keeps what it had recorded before it failed.
 
-    `phases` maps phase names to seconds, in order; `gauges` maps metric names to values. `evidence` is shown by
-    `defib probe` and never becomes a label.
+    `phases` maps phase names to seconds, in order; `gauges` maps metric names to values, `values` the names
+    of configured values. `evidence` is shown by `defib probe` and never becomes a label.
     """
 
     phases: dict[str, float] = field(default_factory=dict)
     gauges: dict[str, float] = field(default_factory=dict)
     tls: tuple[str, str] | None = None  # the certificate's issuer and the TLS version
     components: dict[str, Component] = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict)
     evidence: dict[str, Any] = field(default_factory=dict)
     redact: Redactor = field(default_factory=Redactor)
     timeout_failure: ProbeFailure | None = None  # reported instead of a plain timeout if the deadline passes now

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 STEP = 64 * 1024  # bytes without structure that are passed over at once
 MAX_STEPS = 500_000  # a body with more strings, objects and arrays is not read
-IN_A_TURN = 200  # steps, which take less than a millisecond
+IN_A_TURN = 200  # steps, which take less than a millisecond; 4 KiB without structure take as long as a step
 _STRUCTURE = re.compile(rb'["{}\[\]]')
 _COLON = re.compile(rb"[ \t\r\n]{0,100}:[ \t\r\n]{0,100}")
 _NUMBER = re.compile(rb"\d{1,15}(?=[ \t\r\n]{0,100}[,}])")
@@ -35,8 +35,11 @@ def scan(content: bytes, wanted: frozenset[str]) -> Generator[None, None, TopLev
     found = TopLevel()
     depth, at, key = 0, 0, ""
     opened: int | None = None  # where a string has begun
-    for step in range(1, MAX_STEPS):
-        if step % IN_A_TURN == 0:
+    used = 0  # steps of this turn
+    for _ in range(MAX_STEPS):
+        used += 1
+        if used >= IN_A_TURN:
+            used = 0
             yield
         if opened is not None:
             quote = content.find(b'"', at)
@@ -51,6 +54,7 @@ def scan(content: bytes, wanted: frozenset[str]) -> Generator[None, None, TopLev
         match = _STRUCTURE.search(content, at, at + STEP)
         if match is None:
             at += STEP
+            used += STEP // 4096
             if at >= len(content):
                 return found
             continue

@@ -27,6 +27,7 @@ EXTRAS: Mapping[str, Sequence[Labels]] = {
     "service_probes_total": [{"result": "success"}, {"result": "failure"}],
     "service_probe_phase_seconds": [{"phase": phase} for phase in ("resolve", "connect", "tls", "processing")],
     "service_component_up": [{"component": "a"}, {"component": "b"}],
+    "service_value": [{"name": "queue"}],
     "service_info": [{"severity": "critical", "team": "ai", "probe": "http"}],
     "service_tls_info": [{"issuer": "CN=An issuer", "version": "TLSv1.3"}],
     "agent_llm_requests_total": [{"outcome": "ok"}, {"outcome": "429"}],

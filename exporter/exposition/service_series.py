@@ -17,6 +17,8 @@ _MEASURED = {
     "service_tls_certificate_expiry_timestamp_seconds": "Expiry of the last served certificate.",
     "service_tls_certificate_not_before_timestamp_seconds": "Start of validity of the last served certificate.",
     "service_tls_chain_expiry_timestamp_seconds": "Earliest expiry in the last chain that verifies or was served.",
+    "service_file_modified_timestamp_seconds": "Time of the last change of the file, by the host's clock.",
+    "service_file_size_bytes": "Size of the file.",
     "service_llm_first_token_seconds": "Time from the request to the first token of the last completion.",
     "service_llm_tokens_per_second": "Output tokens per second of the last completion.",
 }
@@ -48,6 +50,7 @@ FAMILIES = (
     *(MetricFamily(name, "gauge", help_text) for name, help_text in _MEASURED.items()),
     MetricFamily("service_tls_info", "gauge", "Issuer of the last served certificate, and the TLS version; always 1."),
     MetricFamily("service_component_up", "gauge", "Whether each component on the last status page is up."),
+    MetricFamily("service_value", "gauge", "Values that the last probe read, as configured."),
     MetricFamily("service_probing_paused", "gauge", "1 while the service is not probed on schedule; absent otherwise."),
     MetricFamily("service_info", "gauge", "Inventory data of the service; always 1."),
     MetricFamily("host_info", "gauge", "Inventory data of the host; always 1."),
@@ -136,6 +139,8 @@ class ServiceSeries:
                     "service_last_probe_timestamp_seconds", last.started_at + last.duration
                 ),
             }
+            if details.values:
+                lines["service_value"] = self._lines("service_value", "name", details.values)
             for name, value in details.gauges.items():
                 lines[name] = line(name, value)
             if details.tls is not None:

@@ -50,6 +50,7 @@ PROBES: Mapping[str, ProbeKind[Any]] = LazyTable(
         "unit": "exporter.probes.host:UNIT",
         "program": "exporter.probes.host:PROGRAM",
         "port": "exporter.probes.host:PORT",
+        "file": "exporter.probes.host:FILE",
         "command": "exporter.probes.command:COMMAND",
         "status": "exporter.probes.status:STATUS",
         "python": "exporter.probes.python:PYTHON",

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from exporter.probes import ProbeContext, ProbeKind
 from exporter.probes.expectations import EXAMINED, check_lacks, check_matches, quote_excerpt
+from exporter.probes.values import TextValues, note_text_values
 from exporter.results import FailureReason, ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import REFERENCES_ARE_SECRET, ConfigModel
 from fleet.inventory.units import Patterns
@@ -27,6 +28,7 @@ class CommandProbeOptions(ConfigModel):
     needs_host: ClassVar[bool] = True
     needs_plain_shell: ClassVar[bool] = True
     run: Annotated[list[Argument], Field(min_length=1), REFERENCES_ARE_SECRET]
+    values: TextValues = Field(default_factory=dict)
     expect: CommandExpect = CommandExpect()
 
 
@@ -41,6 +43,8 @@ async def probe_command(options: CommandProbeOptions, context: ProbeContext, det
     details.evidence.update(
         exit=completed.status, stdout=completed.stdout[:EXAMINED], stderr=completed.stderr[:EXAMINED]
     )
+    stdout = completed.stdout.rstrip("\n").encode()  # as in $(…), so that `$` matches the end of the last line
+    note_text_values(options.values, stdout, details)
     expect = options.expect
     if completed.status != expect.exit:
         reason: FailureReason = "shell" if completed.status in CANNOT_RUN else "exit"
@@ -49,7 +53,6 @@ async def probe_command(options: CommandProbeOptions, context: ProbeContext, det
         raise ProbeFailure(
             reason, f"{program} exited with status {completed.status}, expected {expect.exit}{last_line}"
         )
-    stdout = completed.stdout.rstrip("\n").encode()  # as in $(…), so that `$` matches the end of the last line
     check_matches(expect.stdout_matches, stdout, "stdout", details)
     check_lacks(expect.stdout_lacks, stdout, "stdout", details)
 

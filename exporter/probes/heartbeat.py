@@ -12,7 +12,8 @@ from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
 from exporter.probes import ProbeContext, ProbeKind
-from exporter.probes.expectations import JsonExpect, check_json, check_lacks, check_matches, parse_json
+from exporter.probes.expectations import check_lacks, check_matches
+from exporter.probes.json_conditions import JsonExpect, check_json, parse_json
 from exporter.results import ProbeDetails
 from fleet.inventory.endpoints import ConfigModel
 from fleet.inventory.heartbeats import check_every, is_uuid

@@ -1,4 +1,4 @@
-"""The probes of a host's own state: `container`, `unit`, `program`, `port`. Probes of a host share its readings."""
+"""The probes of a host's own state: `container`, `unit`, `program`, `port`, `file`. Probes share a host's readings."""
 
 from collections.abc import Callable
 from typing import ClassVar, TypeVar
@@ -7,9 +7,10 @@ from pydantic import Field
 
 from exporter.probes import ProbeContext, ProbeKind
 from exporter.results import ProbeDetails, ProbeFailure
-from fleet.host import ports
+from fleet.host import files, ports
 from fleet.host.sections import Section
 from fleet.inventory.endpoints import ConfigModel
+from fleet.inventory.units import PositiveDuration, Size, format_duration
 from fleet.managers import docker, supervisor, systemd
 from fleet.managers.containers import ContainerName
 from fleet.shells import ENDED_BY_TIMEOUT, ShellError
@@ -61,6 +62,18 @@ class PortProbeOptions(HostProbeOptions):
     @property
     def section(self) -> Section:
         return ports.SECTION
+
+
+class FileProbeOptions(HostProbeOptions):
+    wrapper_arguments: ClassVar[tuple[str, ...]] = ("path",)
+    to_wrapper_argument: ClassVar[Callable[[str], str]] = files.name_of
+    path: files.FilePath  # on the service's host
+    newer_than: PositiveDuration | None = None
+    larger_than: Size | None = None
+
+    @property
+    def section(self) -> Section:
+        return files.build_section(self.path)
 
 
 async def probe_container(options: ContainerProbeOptions, context: ProbeContext, details: ProbeDetails) -> None:
@@ -119,6 +132,28 @@ async def probe_port(options: PortProbeOptions, context: ProbeContext, details: 
         raise ProbeFailure("state", f"nothing listens on port {options.listening} of {context.host}")
 
 
+async def probe_file(options: FileProbeOptions, context: ProbeContext, details: ProbeDetails) -> None:
+    path, name = options.path, files.name_of(options.path)
+    listings = await _read_section(options, context, details, files.parse_listings, lambda found: name in found)
+    listing = listings.get(name, files.FileListing(0.0, error="no output"))
+    if listing.error:
+        raise ProbeFailure("shell", f"{context.host}: cannot read {name}: {details.redact(listing.error)}")
+    found = listing.find_newest(path)
+    if found is None:
+        searched = f"; only the newest {len(listing.files)} of {listing.count} files of the folder were looked at"
+        more = searched if listing.count > len(listing.files) else ""
+        raise ProbeFailure("state", f"there is no file {path} on {context.host}{more}")
+    details.gauges["service_file_modified_timestamp_seconds"] = found.modified
+    details.gauges["service_file_size_bytes"] = found.size
+    shown, age = details.redact(found.name), max(0.0, listing.now - found.modified)
+    details.evidence["file"] = f"{shown}, {found.size} bytes, changed {format_duration(round(age))} ago"
+    if options.newer_than is not None and age > options.newer_than:
+        expected = f"expected less than {format_duration(options.newer_than)}"
+        raise ProbeFailure("state", f"{shown} was changed {format_duration(round(age))} ago, {expected}")
+    if options.larger_than is not None and found.size <= options.larger_than:
+        raise ProbeFailure("state", f"{shown} has {found.size} bytes, expected more than {options.larger_than}")
+
+
 async def _read_section(
     options: HostProbeOptions,
     context: ProbeContext,
@@ -157,3 +192,4 @@ CONTAINER = ProbeKind(ContainerProbeOptions, probe_container)
 UNIT = ProbeKind(UnitProbeOptions, probe_unit)
 PROGRAM = ProbeKind(ProgramProbeOptions, probe_program)
 PORT = ProbeKind(PortProbeOptions, probe_port)
+FILE = ProbeKind(FileProbeOptions, probe_file)

@@ -6,19 +6,19 @@ from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from exporter.probes import ProbeContext, ProbeKind
 from exporter.probes.expectations import (
-    JsonExpect,
-    check_json,
     check_lacks,
     check_matches,
     compile_cached,
-    parse_json,
     quote_excerpt,
     recode_as_utf8,
     run_in_thread,
 )
+from exporter.probes.json_conditions import JsonExpect, check_json, parse_json
+from exporter.probes.net.connections import Unreachable, check_unreachable, expand_unreachable
 from exporter.probes.net.http_client import LONG_BODY, fetch
 from exporter.probes.net.http_request import HttpBodyOptions, HttpRequestOptions, RequestHeaderName
 from exporter.probes.net.http_response import HttpResponse
+from exporter.probes.values import HttpValues, note_http_values
 from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import ConfigModel
 from fleet.inventory.units import Pattern, Patterns, PositiveDuration, as_list
@@ -84,12 +84,44 @@ class HttpExpect(ConfigModel):
     faster_than: PositiveDuration | None = None
 
 
+class HttpProbeExpect(HttpExpect):
+    unreachable: Literal[True] | None = None
+
+    @model_validator(mode="after")
+    def _check_unreachable(self) -> "HttpProbeExpect":
+        if self.unreachable and len(self.model_fields_set) > 1:
+            raise ValueError("unreachable excludes all other expectations")
+        return self
+
+
 class HttpProbeOptions(HttpBodyOptions):
-    expect: HttpExpect = HttpExpect()
+    values: HttpValues = Field(default_factory=dict)
+    expect: Annotated[
+        HttpProbeExpect, BeforeValidator(expand_unreachable, json_schema_input_type=Unreachable | HttpProbeExpect)
+    ] = HttpProbeExpect()
+
+    @model_validator(mode="after")
+    def _check_unreachable(self) -> "HttpProbeOptions":
+        if self.expect.unreachable and self.proxy is not None:
+            raise ValueError("`expect: unreachable` cannot be checked through a proxy")
+        return self
 
 
-async def probe_http(options: HttpProbeOptions, _context: ProbeContext, details: ProbeDetails) -> None:
-    await check_response(options, options.expect, await fetch(options, details), details)
+async def probe_http(options: HttpProbeOptions, context: ProbeContext, details: ProbeDetails) -> None:
+    if options.expect.unreachable:
+        await check_unreachable(options.request.host, options.request.port, context.timeout, details, options)
+        return
+    response = await fetch(options, details)
+    if options.values and len(response.body) > LONG_JSON:
+        await run_in_thread(_note_values, options.values, response, details)
+    elif options.values:
+        _note_values(options.values, response, details)
+    await check_response(options, options.expect, response, details)
+
+
+def _note_values(values: HttpValues, response: HttpResponse, details: ProbeDetails) -> None:
+    body = recode_as_utf8(response.header("content-type"), response.body)
+    note_http_values(values, response.header, body, details)
 
 
 async def check_response(

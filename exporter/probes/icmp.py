@@ -6,11 +6,18 @@ import socket
 import struct
 import sys
 import time
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from exporter.probes import ProbeContext, ProbeKind
-from exporter.probes.net.connections import DialOptions, connection_failure, resolve
+from exporter.probes.net.connections import (
+    DialOptions,
+    Unreachable,
+    connection_failure,
+    expand_unreachable,
+    resolve,
+)
 from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import ConfigModel
 from fleet.inventory.units import PositiveDuration
@@ -24,6 +31,13 @@ IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMTUDISC_DO = 10, 23, 2  # linux/in.h; Pytho
 class IcmpExpect(ConfigModel):
     replies: int = Field(1, ge=0)
     faster_than: PositiveDuration | None = None
+    unreachable: Literal[True] | None = None
+
+    @model_validator(mode="after")
+    def _check_unreachable(self) -> "IcmpExpect":
+        if self.unreachable and len(self.model_fields_set) > 1:
+            raise ValueError("unreachable excludes all other expectations")
+        return self
 
 
 class IcmpProbeOptions(DialOptions):
@@ -32,7 +46,9 @@ class IcmpProbeOptions(DialOptions):
     size: int = Field(56, ge=8, le=65000)
     ttl: int | None = Field(None, ge=1, le=255)
     dont_fragment: bool = False
-    expect: IcmpExpect = IcmpExpect()
+    expect: Annotated[
+        IcmpExpect, BeforeValidator(expand_unreachable, json_schema_input_type=Unreachable | IcmpExpect)
+    ] = IcmpExpect()
 
     @model_validator(mode="after")
     def _check_replies(self) -> "IcmpProbeOptions":
@@ -59,8 +75,14 @@ async def probe_icmp(options: IcmpProbeOptions, context: ProbeContext, details: 
                 if number + 1 < options.count:
                     await asyncio.sleep(min(INTERVAL, max(0.0, timeout - (ended - started)) / 2))
     except OSError as error:
-        raise connection_failure(error, f"cannot reach {address}") from error
+        failure = connection_failure(error, f"cannot reach {address}")
+        if failure.reason == "error" or not options.expect.unreachable:
+            raise failure from error
     details.evidence["replies"] = f"{len(durations)} of {options.count}"
+    if options.expect.unreachable:
+        if durations:
+            raise ProbeFailure("state", f"{address} answers echo requests, expected unreachable")
+        return
     expected = options.expect.replies
     if len(durations) < expected:
         raise ProbeFailure(

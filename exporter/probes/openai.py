@@ -10,8 +10,9 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from exporter.probes import ProbeContext, ProbeKind
-from exporter.probes.expectations import check_lacks, check_matches, parse_json, quote_excerpt, run_in_thread
+from exporter.probes.expectations import check_lacks, check_matches, quote_excerpt, run_in_thread
 from exporter.probes.http import check_status
+from exporter.probes.json_conditions import parse_json
 from exporter.probes.net.http_client import fetch
 from exporter.probes.net.http_request import HttpRequestOptions, ProbeAuth
 from exporter.probes.net.http_response import HttpResponse, HttpResponseReader

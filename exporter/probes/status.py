@@ -7,20 +7,13 @@ from jsonpath_rfc9535 import JSONPathNode
 from pydantic import Field, PlainValidator
 
 from exporter.probes import ProbeContext, ProbeKind
-from exporter.probes.expectations import (
-    EXAMINED,
-    JsonExpect,
-    JsonPath,
-    describe_mismatch,
-    find_values,
-    parse_json,
-    recode_as_utf8,
-    run_in_thread,
-)
+from exporter.probes.expectations import EXAMINED, recode_as_utf8, run_in_thread
 from exporter.probes.http import HttpExpect, check_response
+from exporter.probes.json_conditions import JsonExpect, JsonPath, find_json_problem, find_values, parse_json
 from exporter.probes.net.http_client import fetch
 from exporter.probes.net.http_request import HttpRequestOptions
 from exporter.probes.net.http_response import HttpResponse
+from exporter.probes.values import ValueName
 from exporter.results import Component, ProbeDetails, ProbeFailure, Scalar, replace_unencodable
 from fleet.inventory.endpoints import ConfigModel
 
@@ -28,7 +21,6 @@ COMPONENTS_LIMIT = 200  # that become series
 VALUES_LIMIT = 10  # of each component
 NAMED_IN_MESSAGE = 5  # components
 NAME_LIMIT = VALUE_LIMIT = 100  # characters
-ValueName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,29}$")]
 
 
 class StatusComponents(ConfigModel):
@@ -94,9 +86,7 @@ def _parse_components(options: StatusComponents, response: HttpResponse, details
     components: dict[str, Component] = {}
     for node in find_values(options.each, page):
         name = details.redact(_component_name(options, node))[:NAME_LIMIT]
-        up = all(
-            _is_as_expected(find_values(path, node.value), expected, details) for path, expected in options.up.items()
-        )
+        up = not any(find_json_problem(path, expected, node.value, details) for path, expected in options.up.items())
         first = components.get(name)
         if first is not None:
             components[name] = Component(first.up and up, first.values)
@@ -130,10 +120,6 @@ def _is_shown(value: Any) -> TypeGuard[Scalar]:
     if not isinstance(value, Scalar) or len(str(value)) > VALUE_LIMIT:
         return False
     return isinstance(value, str) or math.isfinite(value)  # 1e999 is a valid number of JSON
-
-
-def _is_as_expected(nodes: list[JSONPathNode], expected: Any, details: ProbeDetails) -> bool:
-    return bool(nodes) and not any(describe_mismatch(expected, node.value, details) for node in nodes)
 
 
 STATUS = ProbeKind(StatusProbeOptions, probe_status)

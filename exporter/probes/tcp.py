@@ -3,13 +3,15 @@
 import asyncio
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, model_validator
 
 from exporter.probes import ProbeContext, ProbeKind
 from exporter.probes.expectations import quote_excerpt
 from exporter.probes.net.connections import (
     DialOptions,
     ProbeTls,
+    Unreachable,
+    check_unreachable,
     connect,
     find_handshake_alert,
     ssl_context_for,
@@ -37,10 +39,20 @@ class TcpProbeOptions(DialOptions):
     address: Address
     tls: OptionalTls = None
     dialogue: list[TcpDialogueStep] = []
+    expect: Unreachable | None = None
+
+    @model_validator(mode="after")
+    def _check_unreachable(self) -> "TcpProbeOptions":
+        if self.expect is not None and (self.dialogue or self.tls is not None):
+            raise ValueError("`expect: unreachable` excludes tls and dialogue")
+        return self
 
 
-async def probe_tcp(options: TcpProbeOptions, _context: ProbeContext, details: ProbeDetails) -> None:
+async def probe_tcp(options: TcpProbeOptions, context: ProbeContext, details: ProbeDetails) -> None:
     host, port = split_address(options.address)
+    if options.expect is not None:
+        await check_unreachable(host, port, context.timeout, details, options)
+        return
     uses_starttls = any(step.starttls for step in options.dialogue)
     transport, lines = await connect(
         host, port, LineReader, details, dial=options, tls=None if uses_starttls else options.tls

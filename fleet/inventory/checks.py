@@ -275,9 +275,10 @@ class _Checker:
         self, where: Location, host: Raw, kind: ConfigurableKind | None, written: Any
     ) -> Iterator[ConfigProblem]:
         keys = getattr(kind.options, "wrapper_arguments", ()) if kind is not None and _is_wrapped(host) else ()
+        convert = getattr(kind.options, "to_wrapper_argument", str) if kind is not None else str
         for key, names in ((key, as_map(written).get(key)) for key in keys):
             for name in names if isinstance(names, list) else [names] if names else []:
-                if WRAPPER_ARGUMENT.fullmatch(str(name)) is None:
+                if WRAPPER_ARGUMENT.fullmatch(convert(str(name))) is None:
                     message = (
                         f"{key}: {str(name)!r} has characters that the host's wrapper does not accept (ssh.wrapper)"
                     )

@@ -18,7 +18,8 @@ class ConfigurableKind(Protocol):
     """A kind whose options stand in the configuration.
 
     The model of its options may have class variables: `needs_host`, `needs_root`, `needs_plain_shell` (the host's
-    wrapper cannot run it), `wrapper_arguments` (the keys whose values the host's wrapper receives), `can_recreate`,
+    wrapper cannot run it), `wrapper_arguments` (the keys whose values the host's wrapper receives),
+    `to_wrapper_argument` (a function that returns what it receives for such a value), `can_recreate`,
     `reports_components` (the probe says which parts of the service are up), `is_reported` (the service reports
     itself, and is not probed on a schedule), and `unique` (keys whose values no two services may share).
     """

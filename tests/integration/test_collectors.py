@@ -28,6 +28,7 @@ from exporter.metrics import ExporterMetrics
 from exporter.scheduler import collector_scheduler
 from exporter.scheduler.probe_scheduler import ProbeScheduler
 from exporter.scheduler.schedule import phase_offset
+from fleet.host.files import parse_listings
 from fleet.managers.systemd import UnitStatus
 from fleet.managers.systemd import parse_units as systemd_units
 from fleet.wrapper import render_wrapper
@@ -777,6 +778,20 @@ def test_a_refused_name_does_not_affect_other_names(tmp_path: Path) -> None:
         "a.service": True, "b.service": True, "new.service": False,
     }  # fmt: skip
     assert "new.service is not in" in str(told["new.service"])
+
+
+def test_the_wrapper_lists_only_files_that_are_allowed(tmp_path: Path) -> None:
+    folder = tmp_path / "backups"
+    folder.mkdir()
+    (folder / "db.dump").write_text("x")
+    (tmp_path / "allowed").write_text(f"files {folder}/\n")
+    asked = f"read @m files:5:{folder}/,{folder}/db.dump,/etc/shadow"
+    done = asked_of_the_wrapper(tmp_path, asked, tmp_path)
+    listings = parse_listings(done.stdout.partition("@m files\n")[2].rpartition("\n@m")[0])
+    assert [each.name for each in listings[f"{folder}/"].files] == [f"{folder}/db.dump"]
+    for name in (f"{folder}/db.dump", "/etc/shadow"):
+        assert listings[name].files == ()
+        assert f"files {name} is not in" in listings[name].error
 
 
 @pytest.mark.needs("root")

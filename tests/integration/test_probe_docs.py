@@ -154,6 +154,11 @@ async def test_port(tmp_path: Path) -> None:
         await run(tmp_path, "port", {"8001": str(listening.getsockname()[1])})
 
 
+async def test_file(tmp_path: Path) -> None:
+    (tmp_path / "db-1.dump").write_bytes(b"x" * 2**21)
+    await run(tmp_path, "file", {"/var/backups": str(tmp_path)})
+
+
 async def test_command(tmp_path: Path) -> None:
     await run(tmp_path, "command", {})
 

@@ -3,9 +3,12 @@
 import asyncio
 import contextlib
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from defib.demo.sshd import Sshd
 from defib.demo.stack import reserve_ports
 from exporter.metrics import ExporterMetrics
 from exporter.scheduler.probe_scheduler import ProbeScheduler
+from runtime.errors import DefibError
 from runtime.redaction import Redactor
 from tests.integration.conftest import start_supervisord
 from tests.support import eventually, inventory_of, probed
@@ -110,6 +114,89 @@ async def test_ports(tmp_path: Path) -> None:
     assert (closed.reason, closed.message) == ("state", f"nothing listens on port {port} of h")
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as listening:
         assert (await probed(tmp_path, "port", {"listening": listening.getsockname()[1]})).success
+
+
+@pytest.fixture
+def backups(tmp_path: Path) -> Path:
+    """A folder with yesterday's backup, one of last week, and others."""
+    folder = tmp_path / "backups"
+    (folder / "db-folder.dump").mkdir(parents=True)
+    for name, size, age in (
+        ("db-1.dump", 900, 7 * 86400), ("db-2.dump", 2000, 86400), ("other.dump", 5, 60), ("db 3\nx.dump", 5, 60),
+    ):  # fmt: skip
+        (folder / name).write_bytes(b"x" * size)
+        os.utime(folder / name, (time.time() - age,) * 2)
+    (folder / "latest").symlink_to("db-2.dump")
+    (folder / "broken").symlink_to("nothing")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "reason", "message"),
+    [
+        ({"path": "db-2.dump"}, None, ""),
+        ({"path": "db-*.dump", "newer_than": "26h", "larger_than": "1KiB"}, None, ""),
+        ({"path": "latest", "newer_than": "26h"}, None, ""),
+        ({"path": "db-[12].dump", "newer_than": "1h"}, "state", "db-2.dump was changed 1d"),
+        ({"path": "db-1.dump", "newer_than": "26h"}, "state", "db-1.dump was changed 7d"),
+        ({"path": "db-1.dump", "larger_than": "1KiB"}, "state", "db-1.dump has 900 bytes, expected more than 1024"),
+        ({"path": "db-4.dump"}, "state", "there is no file "),
+        ({"path": "db-?.sql"}, "state", "there is no file "),
+        ({"path": "db 3*"}, "state", "there is no file "),
+        ({"path": "broken"}, "state", "there is no file "),
+        ({"path": "none/*.dump"}, "state", "there is no file "),
+        ({"path": "db-1.dump/*"}, "state", "there is no file "),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("tools", ["GNU", "busybox"])
+async def test_files(
+    tmp_path: Path, backups: Path, monkeypatch: pytest.MonkeyPatch,
+    tools: str, options: dict[str, Any], reason: str | None, message: str,
+) -> None:  # fmt: skip
+    if tools == "busybox":
+        use_busybox(tmp_path, monkeypatch)
+    result = await probed(tmp_path, "file", {**options, "path": f"{backups}/{options['path']}"})
+    assert (result.reason, message in result.message) == (reason, True), result.message
+    if reason is None:
+        assert result.details.gauges["service_file_size_bytes"] == 2000
+        assert time.time() - result.details.gauges["service_file_modified_timestamp_seconds"] > 86000
+
+
+def use_busybox(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let shells find busybox's tools only."""
+    busybox = shutil.which("busybox")
+    if busybox is None:
+        pytest.skip("needs busybox")
+    (folder / "bin").mkdir()
+    for name in ("sh", "stat", "find", "sort", "awk", "date", "timeout", "cat", "printf", "env", "setsid"):
+        (folder / "bin" / name).symlink_to(busybox)
+    monkeypatch.setenv("PATH", str(folder / "bin"))
+
+
+async def test_files_of_a_large_folder(tmp_path: Path, backups: Path) -> None:
+    now = time.time()
+    for number in range(1500):
+        (backups / f"new-{number}").touch()
+        os.utime(backups / f"new-{number}", (now - number / 1000,) * 2)
+    assert (await probed(tmp_path, "file", {"path": f"{backups}/new-*", "newer_than": "1h"})).success
+    missed = await probed(tmp_path, "file", {"path": f"{backups}/db-*"})
+    assert missed.message.endswith("; only the newest 1000 of 1504 files of the folder were looked at")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("backups/db.dump", "is not an absolute path"),
+        ("/backups/", "must be the path of a file"),
+        ("/backups/../x", "must be the path of a file"),
+        ("/backups/*/db.dump", "are possible in the last part only"),
+        ("/a,b", "is not an absolute path"),
+        ("/a\nb", "is not an absolute path"),
+    ],
+)
+async def test_paths_that_are_refused(tmp_path: Path, path: str, message: str) -> None:
+    with pytest.raises(DefibError, match=re.escape(message)):
+        await probed(tmp_path, "file", {"path": path})
 
 
 @pytest.mark.parametrize(

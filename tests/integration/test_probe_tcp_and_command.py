@@ -1,12 +1,17 @@
 """The `tcp` and `command` probes, against servers and over a real sshd."""
 
 import asyncio
+import contextlib
+import re
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from defib.demo.sshd import Sshd
+from runtime.errors import DefibError
 from tests.integration.conftest import Handler, Serve
 from tests.support import patience, probed
 
@@ -48,6 +53,88 @@ async def test_dialogues(
 
 async def test_closed_port(tmp_path: Path) -> None:
     assert (await probed(tmp_path, "tcp", {"address": "127.0.0.1:1"})).reason == "connect"
+
+
+def _unreachable(kind: str, address: str) -> dict[str, Any]:
+    options: dict[str, Any] = {"http": {"url": f"http://{address}/"}, "tcp": {"address": address}}[kind]
+    return {**options, "expect": "unreachable"}
+
+
+@pytest.mark.parametrize("kind", ["http", "tcp"])
+async def test_what_must_be_unreachable(serve: Serve, tmp_path: Path, kind: str) -> None:
+    closed = await probed(tmp_path, kind, _unreachable(kind, "127.0.0.1:1"))
+    assert (closed.reason, closed.details.evidence["unreachable"]) == (
+        None, "cannot connect to 127.0.0.1:1: Connection refused",
+    )  # fmt: skip
+    address = f"127.0.0.1:{await serve(SMTP)}"
+    opened = await probed(tmp_path, kind, _unreachable(kind, address))
+    assert (opened.reason, opened.message) == ("state", f"{address} accepts connections, expected unreachable")
+    unknown = await probed(tmp_path, kind, _unreachable(kind, "no-such-host.invalid:1"))
+    assert unknown.reason == "resolve"
+    with full_backlog() as port:
+        silent = await probed(tmp_path, kind, _unreachable(kind, f"127.0.0.1:{port}"), "1s")
+        assert (silent.reason, silent.details.evidence["unreachable"]) == (None, "no answer")
+
+
+@contextlib.contextmanager
+def full_backlog() -> Iterator[int]:
+    """A port that drops packets: its queue of connections is full, and nobody accepts any."""
+    with contextlib.ExitStack() as opened:
+        server = opened.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):
+            waiting = opened.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(server.getsockname())
+        yield server.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("http", {"url": "http://h/", "expect": "reachable"}, "expect"),
+        ("http", {"url": "http://h/", "expect": {"unreachable": True, "status": 200}}, "excludes all other"),
+        ("http", {"url": "http://h/", "proxy": "http://p:1", "expect": "unreachable"}, "through a proxy"),
+        ("tcp", {"address": "h:1", "tls": True, "expect": "unreachable"}, "excludes tls and dialogue"),
+        ("tcp", {"address": "h:1", "expect": "closed"}, "expect"),
+        ("icmp", {"address": "h", "expect": {"unreachable": True, "replies": 1}}, "excludes all other"),
+        ("http", {"url": "http://h/", "values": {"a b": "$.a"}}, "values"),
+        ("http", {"url": "http://h/", "values": {"a": "a"}}, "JSONPath"),
+        ("http", {"url": "http://h/", "values": {"a": {"body": "[0-9]+"}}}, "needs one group"),
+        ("http", {"url": "http://h/", "values": {"a": {"body": "(1)", "header": "A"}}}, "exactly one of"),
+        ("http", {"url": "http://h/", "values": {f"v{n}": "$.a" for n in range(21)}}, "20"),
+        ("command", {"run": ["a"], "values": {"a": "(1)(2)"}}, "needs one group"),
+    ],
+)
+async def test_options_that_are_refused(tmp_path: Path, kind: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(DefibError, match=re.escape(message)):
+        await probed(tmp_path, kind, options)
+
+
+async def test_values_of_a_response(serve: Serve, tmp_path: Path) -> None:
+    body = b'{"queue": {"length": 7}, "ok": true, "text": "2.5", "none": null, "big": 1e400, "list": [1, 2]}'
+
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        head = f"HTTP/1.1 500 x\r\nX-Left: 42\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+
+    values = {
+        "queue": "$.queue.length", "ok": "$.ok", "text": "$.text", "none": "$.none", "big": "$.big", "list": "$.list",
+        "first": "$.list[*]", "left": {"header": "x-left"}, "pattern": {"body": 'length": ([0-9]+)'},
+        "absent": {"header": "X-None"},
+    }  # fmt: skip
+    url = f"http://127.0.0.1:{await serve(respond)}/"
+    result = await probed(tmp_path, "http", {"url": url, "values": values})
+    assert result.reason == "status"  # the values are those of what was answered
+    assert result.details.values == {"queue": 7, "ok": 1, "text": 2.5, "first": 1, "left": 42, "pattern": 7}
+    assert result.details.evidence["values not found"] == "absent, big, list, none"
+
+
+async def test_values_of_an_output(tmp_path: Path) -> None:
+    values = {"seats": "free: ([0-9]+)", "used": "used: ([0-9]+)", "load": "^load (.*)$"}
+    run = ["printf", "seats free: 3\nload -1.5e2"]
+    result = await probed(tmp_path, "command", {"run": run, "values": {**values, "load": "load (.*)"}})
+    assert result.details.values == {"seats": 3, "load": -150}
 
 
 COMMANDS = [

@@ -21,7 +21,7 @@ from tests.support import eventually, inventory_of, probed
 UNREACHABLE = {"address": "127.0.0.1", "ssh": {"port": 1, "user": "u", "known_hosts": "/dev/null"}}
 ON_HOST: Mapping[str, Any] = {
     "container": {"name": "web"}, "unit": {"name": "nginx"}, "program": {"name": "web"}, "port": {"listening": 80},
-    "command": {"run": ["true"]},
+    "command": {"run": ["true"]}, "file": {"path": "/backups/*"},
 }  # fmt: skip
 TOOLS = {"container": "docker", "unit": "systemctl", "program": "supervisorctl"}
 WAYS = {

@@ -31,7 +31,7 @@ SENTENCE = re.compile(r"[A-Za-z][\w'-]*(?: [A-Za-z][\w'-]*){4,}")
 # Chinese pages may write these numbers as digits.
 WORDS = {
     "a": "1", "an": "1", "one": "1", "once": "1", "first": "1", "every": "1", "two": "2", "twice": "2", "second": "2",
-    "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10", "sixteen": "16",
+    "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10", "sixteen": "16", "seventeen": "17", "eighteen": "18",
 }  # fmt: skip
 SEVERITIES = {"critical": "严重", "warning": "警告", "info": "提示"}
 # Words of table cells and headings that may be without Chinese ones.

@@ -50,11 +50,11 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
         ),
         (
             "services: {web: {probe: {every: 3s}}}",
-            "a.yaml:1: services.web.probe: must have exactly one of http, tcp, tls, dns, icmp, grpc, websocket, openai, container, unit, program, port, command, status, python, heartbeat",
+            "a.yaml:1: services.web.probe: must have exactly one of http, tcp, tls, dns, icmp, grpc, websocket, openai, container, unit, program, port, file, command, status, python, heartbeat",
         ),
         (
             "services: {web: {probe: {http: {url: 'http://h/'}, tcp: {address: 'h:1'}}}}",
-            "a.yaml:1: services.web.probe: must have exactly one of http, tcp, tls, dns, icmp, grpc, websocket, openai, container, unit, program, port, command, status, python, heartbeat, not http and tcp",
+            "a.yaml:1: services.web.probe: must have exactly one of http, tcp, tls, dns, icmp, grpc, websocket, openai, container, unit, program, port, file, command, status, python, heartbeat, not http and tcp",
         ),
         (
             "services: {Web: {" + SERVICE + "}}",

@@ -26,6 +26,7 @@ P = TypeVar("P", bound=asyncio.BaseProtocol)
 ALERT_TIMEOUT = 2.0  # seconds for reading a TLS alert
 # Errors of exhausted resources on this machine.
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.EAGAIN}
+UNREACHABLE_SHARE = 0.8  # of a probe's timeout, in which nothing may answer
 NEXT_ADDRESS_DELAY = 0.25  # seconds (RFC 8305)
 _VERSIONS = {
     "1.0": ssl.TLSVersion.TLSv1,
@@ -52,6 +53,14 @@ class AddressOptions(ConfigModel):
         Field(max_length=2),
         BeforeValidator(as_list, json_schema_input_type=Literal[4, 6] | list[Literal[4, 6]]),
     ] = []
+
+
+Unreachable = Literal["unreachable"]
+
+
+def expand_unreachable(value: object) -> object:
+    """Expand `expect: unreachable`."""
+    return {"unreachable": True} if value == "unreachable" else value
 
 
 class DialOptions(AddressOptions):
@@ -198,6 +207,28 @@ def _address_info(address: str, port: int) -> tuple[int, int, int, str, Any]:
     if ":" in address:
         return socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port, 0, 0)
     return socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port)
+
+
+async def check_unreachable(
+    host: str, port: int, timeout: float, details: ProbeDetails, dial: DialOptions = DEFAULT_DIAL
+) -> None:
+    """Raise ProbeFailure if a TCP connection can be made within most of the probe's `timeout`, in seconds."""
+    addresses = await resolve(host, port, details, dial)
+    try:
+        async with asyncio.timeout(UNREACHABLE_SHARE * timeout):
+            transport, _ = await _connect_any(addresses, port, asyncio.Protocol, details, dial)
+    except TimeoutError:
+        details.evidence["unreachable"] = "no answer"
+        return
+    except ProbeFailure as failure:
+        if failure.reason != "connect":
+            raise
+        details.evidence["unreachable"] = failure.message
+        return
+    peer = transport.get_extra_info("peername")
+    transport.abort()
+    address = f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
+    raise ProbeFailure("state", f"{address} accepts connections, expected unreachable")
 
 
 async def start_tls(

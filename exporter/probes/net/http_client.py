@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from yarl import URL
 
-from exporter.probes.expectations import EXAMINED, parse_json, quote_excerpt, run_in_thread
+from exporter.probes.expectations import EXAMINED, quote_excerpt, run_in_thread
+from exporter.probes.json_conditions import parse_json
 from exporter.probes.net import redirects
 from exporter.probes.net.connections import ProbeTls, connect, find_handshake_alert, ssl_context_for, start_tls
 from exporter.probes.net.content_encoding import decode_body

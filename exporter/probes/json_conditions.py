@@ -1,0 +1,251 @@
+"""Expectations of JSON: paths (RFC 9535), conditions on the values that they select, and how they are checked."""
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from itertools import islice
+from typing import Annotated, Any
+
+import jsonpath_rfc9535
+from jsonpath_rfc9535 import JSONPathError, JSONPathNodeList, JSONPathQuery
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+
+from exporter.probes.expectations import EXAMINED, EXCERPT_LENGTH, compile_cached
+from exporter.results import ProbeDetails, ProbeFailure
+from fleet.inventory.endpoints import ConfigModel
+from fleet.inventory.units import Pattern
+
+JSON_LIMIT = 1024 * 1024  # bytes; parsing blocks the event loop, and the result takes many times as much memory
+NODES_LIMIT = 10_000
+
+
+def _json_path(path: object) -> str:
+    if not isinstance(path, str):
+        raise ValueError("must be a JSONPath (write $.status)")  # noqa: TRY004 - pydantic handles ValueError
+    try:
+        compile_json_path(path)
+    except JSONPathError as error:
+        raise ValueError(f"must be a JSONPath (RFC 9535): {error}") from None
+    return path
+
+
+@lru_cache(maxsize=10_000)
+def compile_json_path(path: str) -> JSONPathQuery:
+    return jsonpath_rfc9535.compile(path)
+
+
+JsonPath = Annotated[str, BeforeValidator(_json_path)]
+
+
+def _number_or_path(value: object) -> object:
+    return _json_path(value) if isinstance(value, str) else value
+
+
+Bound = Annotated[
+    Annotated[float, Field(strict=True, allow_inf_nan=False)] | str, BeforeValidator(_number_or_path)
+]  # a path stands for a number elsewhere in the document
+
+
+class LengthCondition(ConfigModel):
+    """A condition on a number of characters, elements or members."""
+
+    above: Annotated[int, Field(strict=True)] | None = None
+    below: Annotated[int, Field(strict=True)] | None = None
+    exactly: Annotated[int, Field(strict=True, ge=0)] | None = None
+
+    def describe_mismatch(self, length: int) -> str:
+        if self.exactly is not None and length != self.exactly:
+            return f"a length of {self.exactly}"
+        if self.above is not None and length <= self.above:
+            return f"a length above {self.above}"
+        return f"a length below {self.below}" if self.below is not None and length >= self.below else ""
+
+
+def _expand_length(value: object) -> object:
+    return {"exactly": value} if isinstance(value, int) else value
+
+
+class JsonCondition(ConfigModel):
+    """A condition on the JSON values that a path selects, where no exact value is expected.
+
+    All values must meet it, with `any` at least one. `above`, `below` and `equal_to` may be paths.
+    """
+
+    matches: Pattern | None = None
+    above: Bound | None = None
+    below: Bound | None = None
+    equal_to: JsonPath | None = None
+    length: Annotated[
+        LengthCondition | None,
+        BeforeValidator(_expand_length, json_schema_input_type=int | LengthCondition | None),
+    ] = None
+    not_: Annotated[Any, Field(alias="not")] = None
+    any_: Annotated[Any, Field(alias="any")] = None
+    absent: bool | None = None
+
+    @field_validator("not_", "any_", mode="before")
+    @classmethod
+    def _parse_nested(cls, value: Any) -> Any:
+        return _parse_expected(value)
+
+    @model_validator(mode="after")
+    def _check(self) -> "JsonCondition":
+        if not self.model_fields_set:
+            raise ValueError(f"needs at least one of {', '.join(_CONDITIONS)}")
+        if self.absent is not None and len(self.model_fields_set) > 1:
+            raise ValueError("absent excludes all other conditions")
+        return self
+
+    @property
+    def has_any(self) -> bool:
+        return "any_" in self.model_fields_set
+
+    def find_mismatches(self, value: Any, document: Any, details: ProbeDetails) -> Iterator[str]:
+        """Yield each part of the condition that `value` does not meet. Raises ProbeFailure."""
+        if self.matches is not None and not (
+            isinstance(value, str) and compile_cached(self.matches).search(value.encode("utf-8", "replace"))
+        ):
+            yield f"a string that matches {self.matches!r}"
+        for name, bound in (("above", self.above), ("below", self.below)):
+            limit = _find_number(bound, document) if isinstance(bound, str) else bound
+            if limit is None:
+                continue
+            if not _is_number(value) or not (value > limit if name == "above" else value < limit):
+                yield f"{name} {limit:g}" + (f" ({bound})" if isinstance(bound, str) else "")
+        if self.equal_to is not None:
+            other = _find_one(self.equal_to, document)
+            if not _is_equal(other, value):
+                yield f"{_format_value(other, details)} ({self.equal_to})"
+        if self.length is not None:
+            has_length = isinstance(value, str | list | dict)
+            yield self.length.describe_mismatch(len(value)) if has_length else "a value with a length"
+        if "not_" in self.model_fields_set and not describe_mismatch(self.not_, value, document, details):
+            yield f"not {_format_value(self.not_, details)}"
+
+
+_CONDITIONS = ("matches", "above", "below", "equal_to", "length", "not", "any", "absent")
+
+
+def _parse_expected(value: Any) -> Any:
+    if isinstance(value, dict):
+        try:
+            return JsonCondition.model_validate(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = f"{first['loc'][0]}: " if first["loc"] else ""
+            reason = first["msg"].removeprefix("Value error, ")
+            raise ValueError(
+                f"must be a value, or a map of {', '.join(_CONDITIONS)} ({where}{reason[:1].lower()}{reason[1:]})"
+            ) from None
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        raise ValueError("must be a JSON value (quote it)") from None
+    return value
+
+
+JsonExpect = dict[JsonPath, Annotated[Any, BeforeValidator(_parse_expected)]]
+
+
+def parse_json(text: bytes) -> Any:
+    """Parse `text` (UTF-8). Raises ProbeFailure if it is not JSON or exceeds JSON_LIMIT."""
+    if len(text) > JSON_LIMIT:
+        raise ProbeFailure("json", f"the body is longer than {JSON_LIMIT} bytes, the limit for JSON")
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ProbeFailure("json", f"the body is not JSON: {error}") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def find_values(path: str, document: Any) -> JSONPathNodeList:
+    """Return the values that `path` selects, at most NODES_LIMIT. Raises ProbeFailure."""
+    try:
+        nodes = JSONPathNodeList(islice(compile_json_path(path).finditer(document), NODES_LIMIT + 1))
+    except (JSONPathError, RecursionError) as error:
+        raise ProbeFailure("json", f"{path} cannot be evaluated: {error}") from error
+    if len(nodes) > NODES_LIMIT:
+        raise ProbeFailure("json", f"{path} selects more than {NODES_LIMIT} values")
+    return nodes
+
+
+def check_json(expect: Mapping[str, Any], document: Any, details: ProbeDetails) -> None:
+    """Raise ProbeFailure unless every path selects at least one value, and all its values are as expected."""
+    for path, expected in expect.items():
+        problem = find_json_problem(path, expected, document, details)
+        if problem:
+            raise ProbeFailure("json", problem)
+
+
+def find_json_problem(path: str, expected: Any, document: Any, details: ProbeDetails) -> str:
+    """Return how what `path` selects differs from what is expected, or an empty string. Raises ProbeFailure."""
+    values = find_values(path, document).values()
+    if isinstance(expected, JsonCondition) and expected.absent is not None:
+        return _find_presence_problem(path, values, details, is_absent=expected.absent)
+    if not values:
+        return f"{path} selects nothing, expected {_format_value(expected, details)}"
+    if (
+        isinstance(expected, JsonCondition)
+        and expected.has_any
+        and all(describe_mismatch(expected.any_, value, document, details) for value in values)
+    ):
+        return f"{path} selects no value that is {_format_value(expected.any_, details)}"
+    for value in values:
+        mismatch = describe_mismatch(expected, value, document, details)
+        if mismatch:
+            return f"{path} is {_format_value(value, details)}, expected {mismatch}"
+    return ""
+
+
+def _find_presence_problem(path: str, values: list[Any], details: ProbeDetails, *, is_absent: bool) -> str:
+    if is_absent and values:
+        return f"{path} is {_format_value(values[0], details)}, expected nothing"
+    return f"{path} selects nothing, expected any value" if not is_absent and not values else ""
+
+
+def describe_mismatch(expected: Any, value: Any, document: Any, details: ProbeDetails) -> str:
+    """Return what was expected instead of `value`, or an empty string if it is as expected. Raises ProbeFailure."""
+    if isinstance(expected, JsonCondition):
+        return next(filter(None, expected.find_mismatches(value, document, details)), "")
+    return "" if _is_equal(expected, value) else _format_value(expected, details)
+
+
+def _find_one(path: str, document: Any) -> Any:
+    """Return the only value that a path selects, with which another one is compared. Raises ProbeFailure."""
+    values = find_values(path, document).values()
+    if len(values) != 1:
+        raise ProbeFailure("json", f"{path} selects {len(values) or 'no'} values, expected one to compare with")
+    return values[0]
+
+
+def _find_number(path: str, document: Any) -> float:
+    number = _find_one(path, document)
+    if not _is_number(number):
+        raise ProbeFailure("json", f"{path} is no number to compare with")
+    return float(number)
+
+
+def _is_equal(one: Any, other: Any) -> bool:
+    """Return whether two JSON values have the same type and value: true is not 1."""
+    if isinstance(one, list):
+        return isinstance(other, list) and len(one) == len(other) and all(map(_is_equal, one, other))
+    if _is_number(one) or _is_number(other):
+        return _is_number(one) and _is_number(other) and one == other
+    return type(other) is (str if isinstance(one, str) else type(one)) and one == other
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _format_value(value: Any, details: ProbeDetails) -> str:
+    if isinstance(value, JsonCondition):
+        return "a value that meets the condition"
+    try:
+        text = details.redact(json.dumps(value, ensure_ascii=False)[:EXAMINED])
+    except RecursionError:
+        return "a value nested too deeply to be shown"
+    return text[:EXCERPT_LENGTH] + ("…" if len(text) > EXCERPT_LENGTH else "")

@@ -1,0 +1,119 @@
+"""Files of a host: when they were changed, and their size.
+
+A name that ends in `/` stands for the files of a folder, without those of folders below it.
+"""
+
+import fnmatch
+import posixpath
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from fleet.host.sections import Section
+
+NAME = "files"
+FILES_LIMIT = 1000  # of a folder, the newest
+_GLOB = re.compile(r"[*?\[]")
+_ENTRY = re.compile(r"\+(\d{1,12}) (\d{1,18}) (.+)")
+_COUNT = re.compile(r"\d{1,12}")
+
+
+def _check_path(path: str) -> str:
+    if not isinstance(path, str) or not path.startswith("/") or "," in path or not path.isprintable():
+        raise ValueError(f"{str(path)!r} is not an absolute path on the host; write /var/backups/db.dump")
+    folder, name = posixpath.split(path)
+    if posixpath.normpath(folder) != folder or name in ("", ".", ".."):
+        raise ValueError(f"{path!r} must be the path of a file, without `.`, `..` or a slash at its end")
+    if _GLOB.search(folder):
+        raise ValueError(f"{path!r}: `*`, `?` and `[…]` are possible in the last part only")
+    return path
+
+
+FilePath = Annotated[str, AfterValidator(_check_path)]
+
+# Names with line breaks are left out. The host's time comes first: its clock may differ from ours.
+SCRIPT = rf"""
+export LC_ALL=C
+printf '!now %s\n' "$(date +%s)"
+for name; do
+    printf '!path %s\n' "$name"
+    if ! found=$(stat -L -c '%Y %s %n' -- "$name" 2>&1); then
+        case $found in
+        *'No such file'* | *'Not a directory'*) ;;
+        *) printf '!error %s\n' "$(echo $found)" ;;
+        esac
+    elif [ "${{name%/}}" = "$name" ]; then
+        printf '+%s\n' "$found"
+    elif [ -r "$name" ] && [ -x "$name" ]; then
+        find -L "$name" -maxdepth 1 -type f ! -name '*
+*' -exec stat -L -c '%Y %s %n' -- {{}} + 2>/dev/null | sort -rn | awk '
+            NR <= {FILES_LIMIT} {{ print "+" $0 }}
+            END {{ print "!count " NR }}'
+    else
+        echo '!error Permission denied'
+    fi
+    echo '!end'
+done
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class HostFile:
+    """A file: Unix time of its last change by the host's clock, and bytes."""
+
+    name: str
+    modified: float
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileListing:
+    """The files that a name stands for: of a folder with `count` files, those that were changed last.
+
+    `error` says why they could not be read.
+    """
+
+    now: float  # the host's Unix time
+    files: tuple[HostFile, ...] = ()
+    count: int = 0
+    error: str = ""
+
+    def find_newest(self, path: str) -> HostFile | None:
+        """Return the file that was changed last among those that match the path."""
+        pattern = posixpath.basename(path)
+        matching = (each for each in self.files if fnmatch.fnmatchcase(posixpath.basename(each.name), pattern))
+        return max(matching, key=lambda each: each.modified, default=None)
+
+
+def name_of(path: str) -> str:
+    """Return the name in the section for a path: its folder, if the last part is a pattern."""
+    folder, slash, last = path.rpartition("/")
+    return folder + slash if _GLOB.search(last) else path
+
+
+def build_section(path: str) -> Section:
+    return Section(NAME, SCRIPT, (name_of(path),), rank=1)
+
+
+def parse_listings(output: str) -> Mapping[str, FileListing]:
+    """Parse the section's output: listings by name, without those that are incomplete."""
+    listings: dict[str, FileListing] = {}
+    now, name, files, count, error = 0.0, "", list[HostFile](), 0, ""
+    for line in output.split("\n"):
+        word, _, rest = line.partition(" ")
+        if entry := _ENTRY.fullmatch(line):
+            files.append(HostFile(entry[3], float(entry[1]), int(entry[2])))
+        elif word == "!now" and _COUNT.fullmatch(rest):
+            now = float(rest)
+        elif word == "!path":
+            name, files, count, error = rest, [], 0, ""
+        elif word == "!count" and _COUNT.fullmatch(rest):
+            count = int(rest)
+        elif word == "!error":
+            error = rest or "unknown error"
+        elif word == "!end":
+            listings[name] = FileListing(now, tuple(files), count, error)
+    return listings

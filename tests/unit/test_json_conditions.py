@@ -1,0 +1,100 @@
+"""Conditions on JSON values."""
+
+import re
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from exporter.probes.json_conditions import JsonExpect, find_json_problem
+from exporter.results import ProbeDetails, ProbeFailure
+
+PAGE = {
+    "status": "ok",
+    "used": 40,
+    "limit": 50,
+    "errors": [],
+    "replicas": {"ready": 3, "desired": 3},
+    "workers": [{"state": "idle"}, {"state": "busy"}],
+    "nothing": None,
+}
+ADAPTER: TypeAdapter[dict[str, Any]] = TypeAdapter(JsonExpect)
+
+
+def problem(path: str, expected: Any) -> str:
+    return find_json_problem(path, ADAPTER.validate_python({path: expected})[path], PAGE, ProbeDetails())
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("$.status", {"not": "error"}),
+        ("$.status", {"not": {"matches": "^err"}}),
+        ("$.status", {"length": 2}),
+        ("$.errors", {"length": 0}),
+        ("$.workers", {"length": {"above": 1, "below": 3}}),
+        ("$.replicas", {"length": 2}),
+        ("$.error", {"absent": True}),
+        ("$.nothing", {"absent": False}),
+        ("$.workers[*].state", {"any": "idle"}),
+        ("$.workers[*].state", {"any": {"matches": "^b"}}),
+        ("$.workers[*].state", {"any": "idle", "not": "failed"}),
+        ("$.used", {"below": "$.limit"}),
+        ("$.limit", {"above": "$.used"}),
+        ("$.replicas.ready", {"equal_to": "$.replicas.desired"}),
+        ("$.workers[*].state", {"not": {"equal_to": "$.status"}}),
+        ("$.nothing", None),
+        ("$.nothing", {"not": {"length": 1}}),
+    ],
+)
+def test_conditions_that_hold(path: str, expected: Any) -> None:
+    assert problem(path, expected) == ""
+
+
+@pytest.mark.parametrize(
+    ("path", "expected", "message"),
+    [
+        ("$.status", {"not": "ok"}, '$.status is "ok", expected not "ok"'),
+        ("$.error", {"not": "ok"}, "$.error selects nothing, expected a value that meets the condition"),
+        ("$.status", {"length": 3}, '$.status is "ok", expected a length of 3'),
+        ("$.workers", {"length": {"above": 2}}, "expected a length above 2"),
+        ("$.workers", {"length": {"below": 2}}, "expected a length below 2"),
+        ("$.used", {"length": 2}, "$.used is 40, expected a value with a length"),
+        ("$.status", {"absent": True}, '$.status is "ok", expected nothing'),
+        ("$.nothing", {"absent": True}, "$.nothing is null, expected nothing"),
+        ("$.error", {"absent": False}, "$.error selects nothing, expected any value"),
+        ("$.workers[*].state", {"any": "failed"}, '$.workers[*].state selects no value that is "failed"'),
+        ("$.errors[*]", {"any": "failed"}, "$.errors[*] selects nothing"),
+        ("$.workers[*].state", {"any": "idle", "not": "busy"}, '$.workers[*].state is "busy", expected not "busy"'),
+        ("$.limit", {"below": "$.used"}, "$.limit is 50, expected below 40 ($.used)"),
+        ("$.used", {"equal_to": "$.limit"}, "$.used is 40, expected 50 ($.limit)"),
+        ("$.used", {"equal_to": "$.status"}, '$.used is 40, expected "ok" ($.status)'),
+    ],
+)
+def test_conditions_that_do_not_hold(path: str, expected: Any, message: str) -> None:
+    assert message in problem(path, expected)
+
+
+@pytest.mark.parametrize(
+    ("expected", "message"),
+    [
+        ({"below": "$.status"}, "$.status is no number to compare with"),
+        ({"above": "$.workers[*]"}, "$.workers[*] selects 2 values, expected one to compare with"),
+        ({"equal_to": "$.error"}, "$.error selects no values, expected one to compare with"),
+    ],
+)
+def test_nothing_to_compare_with(expected: Any, message: str) -> None:
+    with pytest.raises(ProbeFailure, match=re.escape(message)):
+        problem("$.used", expected)
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [
+        {}, {"absent": True, "not": 1}, {"above": "used"}, {"length": -1}, {"length": {"over": 1}}, {"not": {}},
+        {"any": {"matches": "("}}, {"equal_to": 3}, {"above": True}, {"unknown": 1},
+    ],
+)  # fmt: skip
+def test_conditions_that_are_refused(expected: Any) -> None:
+    with pytest.raises(ValidationError, match="must be a value, or a map of matches, above, below"):
+        problem("$.used", expected)
