@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 STEP = 64 * 1024  # bytes without structure that are passed over at once
 MAX_STEPS = 500_000  # a body with more strings, objects and arrays is not read
-IN_A_TURN = 200  # steps, which take less than a millisecond; 4 KiB without structure take as long as a step
+SMALL = 1024  # bytes without structure, which take as long as a step
+IN_A_TURN = 200  # steps, which take less than a millisecond
 _STRUCTURE = re.compile(rb'["{}\[\]]')
 _COLON = re.compile(rb"[ \t\r\n]{0,100}:[ \t\r\n]{0,100}")
 _NUMBER = re.compile(rb"\d{1,15}(?=[ \t\r\n]{0,100}[,}])")
@@ -35,6 +36,7 @@ def scan(content: bytes, wanted: frozenset[str]) -> Generator[None, None, TopLev
     found = TopLevel()
     depth, at, key = 0, 0, ""
     opened: int | None = None  # where a string has begun
+    is_escaped = False  # whether a backslash before `at` escapes what follows
     used = 0  # steps of this turn
     for _ in range(MAX_STEPS):
         used += 1
@@ -42,11 +44,12 @@ def scan(content: bytes, wanted: frozenset[str]) -> Generator[None, None, TopLev
             used = 0
             yield
         if opened is not None:
-            quote = content.find(b'"', at)
-            if quote < 0:
+            if at >= len(content):
                 return found
-            at = quote + 1
-            if not _is_escaped(content, opened + 1, quote):
+            end, has_ended, is_escaped = _follow_string(content, at, is_escaped)
+            used += (end - at) // SMALL
+            at = end
+            if has_ended:
                 if depth == 1:
                     key, at = _read_string(content, opened, at, key, wanted, found)
                 opened = None
@@ -54,7 +57,7 @@ def scan(content: bytes, wanted: frozenset[str]) -> Generator[None, None, TopLev
         match = _STRUCTURE.search(content, at, at + STEP)
         if match is None:
             at += STEP
-            used += STEP // 4096
+            used += STEP // SMALL
             if at >= len(content):
                 return found
             continue
@@ -96,13 +99,16 @@ def _decode(text: bytes) -> str | None:
         return None
 
 
-def _is_escaped(content: bytes, start: int, quote: int) -> bool:
-    """Whether an odd number of backslashes stands before a quote."""
-    at = quote
-    while at > start:
-        part = content[max(start, at - STEP) : at]
-        kept = len(part.rstrip(b"\\"))
-        at -= len(part) - kept
-        if kept:
-            break
-    return (quote - at) % 2 == 1
+def _follow_string(content: bytes, at: int, is_escaped: bool) -> tuple[int, bool, bool]:
+    """Follow a string as far as its next quote, or a step.
+
+    Return where that ends, whether the string ends there, and whether what follows is escaped, as `is_escaped` says it
+    of the beginning.
+    """
+    quote = content.find(b'"', at, at + STEP)
+    part = content[at : quote if quote >= 0 else at + STEP]
+    backslashes = len(part) - len(part.rstrip(b"\\"))
+    is_odd = backslashes % 2 == 1
+    if backslashes == len(part):
+        is_odd = is_odd != is_escaped
+    return (quote + 1, not is_odd, False) if quote >= 0 else (at + STEP, False, is_odd)
