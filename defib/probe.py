@@ -1,6 +1,7 @@
 """`defib probe`: probe a service once from this machine, and print everything that was measured."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from defib.lookup import find_service
@@ -51,7 +52,7 @@ def _details(service: Service, result: ProbeResult) -> dict[str, Any]:
         "measured": {
             name: format_rfc3339(value) if "timestamp" in name else value for name, value in details.gauges.items()
         },
-        **({"tls": dict(zip(("issuer", "version"), details.tls, strict=True))} if details.tls else {}),
+        **({"tls": asdict(details.tls)} if details.tls else {}),
         **({"values": details.values} if details.values else {}),
         **details.components_json(),
         "evidence": {key: _readable(value, details.redact) for key, value in details.evidence.items()},

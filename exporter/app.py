@@ -11,7 +11,6 @@ import structlog
 from exporter.api import add_routes
 from exporter.api.ping_listener import PingListener
 from exporter.metrics import ExporterMetrics
-from exporter.probes.net.connections import create_ssl_context
 from exporter.scheduler.probe_scheduler import ProbeScheduler
 from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.model import Inventory
@@ -70,7 +69,6 @@ async def run(
         nonlocal current
         new = await sources.load()
         redact.add(new.secrets)
-        create_ssl_context.cache_clear()  # certificate files may have been renewed
         try:
             await apply(new.inventory)
         except Exception:

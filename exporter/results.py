@@ -38,6 +38,18 @@ class Component:
     values: Mapping[str, Scalar] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class TlsInfo:
+    """The TLS version of a connection, and what its certificate says; `names` are separated by commas."""
+
+    version: str
+    issuer: str
+    subject: str = ""
+    names: str = ""
+    serial: str = ""
+    fingerprint: str = ""  # SHA-256, hexadecimal
+
+
 @dataclass(slots=True)
 class ProbeDetails:
     """What a probe records while it runs; a failed probe keeps what it had recorded before it failed.
@@ -48,7 +60,7 @@ class ProbeDetails:
 
     phases: dict[str, float] = field(default_factory=dict)
     gauges: dict[str, float] = field(default_factory=dict)
-    tls: tuple[str, str] | None = None  # the certificate's issuer and the TLS version
+    tls: TlsInfo | None = None
     components: dict[str, Component] = field(default_factory=dict)
     values: dict[str, float] = field(default_factory=dict)
     evidence: dict[str, Any] = field(default_factory=dict)
@@ -74,7 +86,9 @@ class ProbeDetails:
         expires = self.gauges.get("service_tls_certificate_expiry_timestamp_seconds")
         if self.tls is None or expires is None:
             return {}
-        return {"certificate": {"issuer": self.tls[0], "not_after": format_rfc3339(expires), "tls": self.tls[1]}}
+        return {
+            "certificate": {"issuer": self.tls.issuer, "not_after": format_rfc3339(expires), "tls": self.tls.version}
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from exporter.exposition.metrics_page import MetricFamily, format_labels
@@ -48,7 +49,7 @@ FAMILIES = (
     ),
     MetricFamily("service_threshold", "gauge", "Configured thresholds of alerts that differ from the built-in ones."),
     *(MetricFamily(name, "gauge", help_text) for name, help_text in _MEASURED.items()),
-    MetricFamily("service_tls_info", "gauge", "Issuer of the last served certificate, and the TLS version; always 1."),
+    MetricFamily("service_tls_info", "gauge", "The last served certificate, and the TLS version; always 1."),
     MetricFamily("service_component_up", "gauge", "Whether each component on the last status page is up."),
     MetricFamily("service_value", "gauge", "Values that the last probe read, as configured."),
     MetricFamily("service_probing_paused", "gauge", "1 while the service is not probed on schedule; absent otherwise."),
@@ -144,10 +145,8 @@ class ServiceSeries:
             for name, value in details.gauges.items():
                 lines[name] = line(name, value)
             if details.tls is not None:
-                issuer, version = details.tls
-                lines["service_tls_info"] = (
-                    f"service_tls_info{{{self._labels},{format_labels({'issuer': issuer, 'version': version})}}} 1\n"
-                )
+                labels = format_labels(asdict(details.tls))
+                lines["service_tls_info"] = f"service_tls_info{{{self._labels},{labels}}} 1\n"
             if details.components:
                 lines["service_component_up"] = "".join(
                     f"service_component_up{{{self._labels},{format_labels({'component': name})}}} {int(each.up)}\n"

@@ -21,15 +21,9 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from exporter.probes import ProbeContext, ProbeKind
 from exporter.probes.expectations import compile_cached, run_in_thread
-from exporter.probes.net.connections import (
-    DialOptions,
-    ProbeTls,
-    connection_failure,
-    describe_tls_error,
-    resolve,
-    ssl_context_for,
-)
+from exporter.probes.net.connections import DialOptions, connection_failure, describe_tls_error, resolve
 from exporter.probes.net.handshake import perform_handshake
+from exporter.probes.net.tls_contexts import ProbeTls, ssl_context_for
 from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import ConfigModel, split_address
 from fleet.inventory.units import Patterns, PositiveDuration, as_list

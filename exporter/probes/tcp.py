@@ -9,15 +9,14 @@ from exporter.probes import ProbeContext, ProbeKind
 from exporter.probes.expectations import quote_excerpt
 from exporter.probes.net.connections import (
     DialOptions,
-    ProbeTls,
     Unreachable,
     check_unreachable,
     connect,
     find_handshake_alert,
-    ssl_context_for,
     start_tls,
 )
 from exporter.probes.net.dialogue import Dialogue, DialogueStep, LineReader
+from exporter.probes.net.tls_contexts import ProbeTls, ssl_context_for
 from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import Address, split_address
 

@@ -4,7 +4,8 @@ import asyncio
 import time
 
 from exporter.probes import ProbeContext, ProbeKind
-from exporter.probes.net.connections import DialOptions, ProbeTls, connect, record_served_chain
+from exporter.probes.net.connections import DialOptions, connect, record_served_chain
+from exporter.probes.net.tls_contexts import ProbeTls
 from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import Address, ConfigModel, ServerName, split_address
 from fleet.inventory.units import Duration

@@ -13,9 +13,10 @@ from pydantic import AfterValidator, Field
 from yarl import URL
 
 from exporter.probes import ProbeContext, ProbeKind
-from exporter.probes.net.connections import DialOptions, ProbeTls, connect
+from exporter.probes.net.connections import DialOptions, connect
 from exporter.probes.net.dialogue import MESSAGES_PER_STEP, Dialogue, DialogueStep
 from exporter.probes.net.http_request import Headers
+from exporter.probes.net.tls_contexts import ProbeTls
 from exporter.results import FailureReason, ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import check_url
 from runtime.addresses import NAME_LIMIT, has_long_host

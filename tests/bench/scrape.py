@@ -18,7 +18,7 @@ from exporter.api import add_routes
 from exporter.exposition.metrics_page import MetricsPage
 from exporter.exposition.service_series import FAMILIES, ServiceSeries
 from exporter.metrics import ExporterMetrics
-from exporter.results import ProbeDetails, ProbeResult
+from exporter.results import ProbeDetails, ProbeResult, TlsInfo
 from exporter.scheduler.probe_scheduler import ProbeScheduler
 from exporter.service_state import ServiceState
 from fleet.inventory.model import Service, inventory_model
@@ -83,7 +83,7 @@ def _page() -> MetricsPage:
             "service_tls_certificate_expiry_timestamp_seconds": 1.8e9 + number,
             "service_tls_certificate_not_before_timestamp_seconds": 1.7e9,
         }
-        seen.tls = ("CN=R3,O=Let's Encrypt", "TLSv1.3")
+        seen.tls = TlsInfo("TLSv1.3", "CN=R3,O=Let's Encrypt", "CN=a.example", "a.example", "3f" * 16, "ab" * 32)
         result = ProbeResult(True, None, "", 1.79e9 + number / 7, 0.0365, seen)
         state = ServiceState().after_result(result, fail_after=1, recover_after=1)
         page.put(service.id, ServiceSeries(service).render(state, result, {"timeout": 1, "status": 2}))

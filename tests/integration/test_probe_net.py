@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import resource
 import ssl
+import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -143,9 +145,10 @@ async def test_certificates_are_recorded_even_if_invalid(
         assert gauges["service_tls_certificate_expiry_timestamp_seconds"] == _soon().timestamp()
         assert gauges["service_tls_certificate_not_before_timestamp_seconds"] < _soon().timestamp()
         assert each.details.tls is not None
-        assert "trustme" in each.details.tls[0]
-        assert each.details.tls[1] == "TLSv1.3"
-        shown = {"issuer": each.details.tls[0], "not_after": format_rfc3339(_soon().timestamp()), "tls": "TLSv1.3"}
+        assert "trustme" in each.details.tls.issuer
+        assert (each.details.tls.version, each.details.tls.names) == ("TLSv1.3", "www.test")
+        assert re.fullmatch("[0-9a-f]{64} [0-9a-f]+", f"{each.details.tls.fingerprint} {each.details.tls.serial}")
+        shown = {"issuer": each.details.tls.issuer, "not_after": format_rfc3339(_soon().timestamp()), "tls": "TLSv1.3"}
         assert each.details.certificate_json() == {"certificate": shown}
     assert result.details.gauges["service_tls_chain_expiry_timestamp_seconds"] == _soon().timestamp()
     assert "valid" in result.details.evidence["chain"][0]
@@ -183,6 +186,85 @@ async def test_a_certificate_that_no_client_needs_is_not_part_of_the_chain(
     assert result.success, result.message
     expected = _soon() if verifies else ended
     assert result.details.gauges["service_tls_chain_expiry_timestamp_seconds"] == expected.timestamp()
+
+
+@pytest.mark.parametrize(
+    ("ciphers", "versions", "tls", "is_up"),
+    [
+        ("ALL:@SECLEVEL=0", ("TLSv1", "TLSv1"), {"min_version": "1.0"}, True),
+        ("ALL:@SECLEVEL=0", ("TLSv1", "TLSv1"), {"max_version": "1.0"}, True),
+        ("ALL:@SECLEVEL=0", ("TLSv1", "TLSv1"), {"min_version": "1.1"}, False),
+        ("ALL:@SECLEVEL=0", ("TLSv1", "TLSv1"), {"legacy": True}, False),
+        ("ALL:@SECLEVEL=0", ("TLSv1_1", "TLSv1_1"), {"min_version": "1.1"}, True),
+        ("ALL:@SECLEVEL=0", ("TLSv1_1", "TLSv1_1"), {}, False),
+        ("AES256-GCM-SHA384", ("TLSv1_2", "TLSv1_2"), {"legacy": True}, True),
+        ("AES256-GCM-SHA384", ("TLSv1_2", "TLSv1_2"), {}, False),
+        ("ECDHE-RSA-AES128-SHA", ("TLSv1_2", "TLSv1_2"), {"legacy": True}, True),
+        ("ECDHE-RSA-AES128-SHA", ("TLSv1_2", "TLSv1_2"), {}, False),
+        ("DHE-RSA-AES128-GCM-SHA256", ("TLSv1_2", "TLSv1_2"), {"legacy": True}, False),
+        ("DEFAULT", ("TLSv1_2", "TLSv1_3"), {"max_version": "1.2"}, True),
+        ("DEFAULT", ("TLSv1_3", "TLSv1_3"), {"max_version": "1.2"}, False),
+    ],
+)
+async def test_old_tls(
+    tmp_path: Path, authority: Authority, ciphers: str, versions: tuple[str, str], tls: dict[str, Any], is_up: bool
+) -> None:
+    context = authority.server("127.0.0.1", key_type=trustme.KeyType.RSA)
+    context.set_ciphers(ciphers)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context.minimum_version, context.maximum_version = (ssl.TLSVersion[each] for each in versions)
+
+    async def hello(_request: web.Request) -> web.Response:
+        return web.Response(text="hello")
+
+    async with peers.web_server(hello, context) as port:
+        options = {"url": f"https://127.0.0.1:{port}/", "tls": {"ca_file": "ca.pem", **tls}}
+        result = await probed(tmp_path, "http", options)
+        assert (result.success, result.reason) == (is_up, None if is_up else "tls"), result.message
+        address = {"address": f"127.0.0.1:{port}", "tls": {"ca_file": "ca.pem", **tls}}
+        assert (await probed(tmp_path, "tls", address)).success == is_up
+
+
+async def test_any_certificate_of_a_file_is_trusted(tmp_path: Path) -> None:
+    root = trustme.CA()
+    between = root.create_child_ca()
+    leaf = between.issue_cert("127.0.0.1")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    leaf.configure_cert(context)
+    between.cert_pem.write_to_path(tmp_path / "between.pem")
+    leaf.cert_chain_pems[0].write_to_path(tmp_path / "leaf.pem")
+    trustme.CA().cert_pem.write_to_path(tmp_path / "other.pem")
+    async with peers.raw_server(_hold, ssl=context) as port:
+        for name, reason in (("between", None), ("leaf", None), ("other", "tls")):
+            tls = {"ca_file": f"{name}.pem"}
+            result = await probed(tmp_path, "tls", {"address": f"127.0.0.1:{port}", "tls": tls})
+            assert result.reason == reason, (name, result.message)
+
+
+async def test_a_name_that_stands_in_the_common_name_only(tmp_path: Path, authority: Authority) -> None:
+    context = authority.server("other.test", common_name="www.test")
+    async with peers.raw_server(_hold, ssl=context) as port:
+        tls = {"ca_file": "ca.pem", "server_name": "www.test"}
+        result = await probed(tmp_path, "tls", {"address": f"127.0.0.1:{port}", "tls": tls})
+    assert (result.reason, "not valid for 'www.test'" in result.message) == ("tls", True), result.message
+
+
+async def test_a_renewed_file_of_certificates_is_used_by_the_next_probe(tmp_path: Path, authority: Authority) -> None:
+    async with peers.raw_server(_hold, ssl=authority.server("127.0.0.1")) as port:
+        options = {"address": f"127.0.0.1:{port}", "tls": {"ca_file": "renewed.pem"}}
+        trustme.CA().cert_pem.write_to_path(tmp_path / "renewed.pem")
+        assert (await probed(tmp_path, "tls", options)).reason == "tls"
+        authority.own.cert_pem.write_to_path(tmp_path / "renewed.pem")
+        renewed = await probed(tmp_path, "tls", options)
+        assert renewed.success, renewed.message
+
+
+async def test_every_connection_records_the_chain(tmp_path: Path, authority: Authority) -> None:
+    async with peers.raw_server(_hold, ssl=authority.server("127.0.0.1", not_after=_soon())) as port:
+        options = {"address": f"127.0.0.1:{port}", "tls": {"ca_file": "ca.pem"}}
+        result = await probed(tmp_path, "tcp", options)
+    assert result.details.gauges["service_tls_chain_expiry_timestamp_seconds"] == _soon().timestamp()
 
 
 async def _hold(reader: Any, _writer: Any) -> None:

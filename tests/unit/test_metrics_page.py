@@ -13,7 +13,7 @@ from exporter.exposition.label_values import escape_value, unescape_value
 from exporter.exposition.metrics_page import MetricsPage
 from exporter.exposition.sample_lines import parse_lines
 from exporter.exposition.service_series import FAMILIES, ServiceSeries, render_host
-from exporter.results import Component, ProbeDetails, ProbeResult
+from exporter.results import Component, ProbeDetails, ProbeResult, TlsInfo
 from exporter.service_state import ServiceState
 from fleet.inventory.model import Host, Service
 from fleet.inventory.thresholds import HostThresholds
@@ -40,7 +40,7 @@ def page(service: Service) -> MetricsPage:
     seen = ProbeDetails(
         phases={"connect": 0.25, "transfer": 0.5},
         gauges={"service_http_status_code": 503, "service_tls_certificate_expiry_timestamp_seconds": 2e9},
-        tls=('CN="x"', "TLSv1.3"),
+        tls=TlsInfo("TLSv1.3", 'CN="x"'),
         components={"a": Component(up=True, values={"cpu": 1}), "b\n": Component(up=False)},
     )
     result = ProbeResult(False, "status", "answered 503", 1000.0, 0.75, seen)
@@ -60,7 +60,7 @@ def page(service: Service) -> MetricsPage:
 def test_values_that_servers_choose(service: Service, names: list[str]) -> None:
     """The page has no control characters, and components whose names differ have different series."""
     made = MetricsPage(FAMILIES)
-    details = ProbeDetails(components={name: Component(up=True) for name in names}, tls=(names[0], "TLSv1.3"))
+    details = ProbeDetails(components={name: Component(up=True) for name in names}, tls=TlsInfo("TLSv1.3", names[0]))
     result = ProbeResult(True, None, "", 1000.0, 0.75, details)
     state = ServiceState().after_result(result, fail_after=1, recover_after=1)
     made.put("web", ServiceSeries(service).render(state, result, {}))

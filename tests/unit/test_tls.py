@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from exporter.probes.net.tls_contexts import OP_LEGACY_SERVER_CONNECT, ProbeTls, ssl_context_for
 from runtime.tls import create_client_context
 from runtime.webconfig import WebConfigFile
 
@@ -54,3 +55,25 @@ def test_no_client_chooses_a_group_that_costs_the_server_much(tmp_path: Path, gr
         return
     with pytest.raises(ssl.SSLError):
         shake_hands(server, client)
+
+
+@pytest.mark.parametrize("python", [ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN, ssl.VERIFY_DEFAULT])
+def test_verification_does_not_depend_on_the_version_of_python(
+    monkeypatch: pytest.MonkeyPatch, python: ssl.VerifyFlags
+) -> None:
+    """Python 3.13 sets other flags by default."""
+    create = ssl.create_default_context
+
+    def create_other(**options: object) -> ssl.SSLContext:
+        context = create(**options)  # type: ignore[arg-type]
+        context.verify_flags |= python
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", create_other)
+    flags = create_client_context().verify_flags
+    assert flags == ssl.VERIFY_X509_TRUSTED_FIRST | ssl.VERIFY_X509_PARTIAL_CHAIN
+
+
+def test_servers_without_secure_renegotiation() -> None:
+    assert ssl_context_for(ProbeTls(legacy=True)).options & OP_LEGACY_SERVER_CONNECT
+    assert not ssl_context_for(ProbeTls()).options & OP_LEGACY_SERVER_CONNECT

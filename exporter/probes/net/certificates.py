@@ -2,20 +2,33 @@
 
 import asyncio
 import contextlib
+import hashlib
 import ipaddress
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from OpenSSL import SSL, crypto
 
-from exporter.results import ProbeDetails
+from exporter.probes.net.tls_contexts import (
+    LEGACY,
+    OP_LEGACY_SERVER_CONNECT,
+    VERSIONS,
+    FileVersion,
+    key_of,
+    read_version,
+)
+from exporter.results import ProbeDetails, TlsInfo
 from fleet.inventory.endpoints import TlsSettings
 
-NAME_LIMIT = 200  # characters of a name in a label
+NAME_LIMIT = 200  # characters of a name in a label, and of all names together
+NAMES_LIMIT = 20
+CHAIN_EXPIRY = "service_tls_chain_expiry_timestamp_seconds"
+ENCODING_DER = 2  # _ssl.ENCODING_DER
 READ_SIZE = 16 * 1024
 HANDSHAKE_READS = 100  # until a handshake has failed
 
@@ -29,12 +42,15 @@ class CertificateInfo:
     not_before: float
     not_after: float
     description: str
+    names: str
+    serial: str
+    fingerprint: str
 
     def record(self, details: ProbeDetails, version: str) -> None:
         """Record this as the leaf certificate of a connection with the TLS version `version`."""
         details.gauges["service_tls_certificate_expiry_timestamp_seconds"] = self.not_after
         details.gauges["service_tls_certificate_not_before_timestamp_seconds"] = self.not_before
-        details.tls = (self.issuer, version)
+        details.tls = TlsInfo(version, self.issuer, self.subject, self.names, self.serial, self.fingerprint)
         details.evidence["certificate"] = self.description
 
 
@@ -55,25 +71,45 @@ def parse_certificate(der: bytes) -> CertificateInfo:
         certificate = x509.load_der_x509_certificate(der)
         subject, issuer = (name.rfc4514_string()[:NAME_LIMIT] for name in (certificate.subject, certificate.issuer))
         before, after = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        description = f"{subject or _names(certificate)}, issued by {issuer}, valid {before:%F} to {after:%F}"
-        return CertificateInfo(subject, issuer, before.timestamp(), after.timestamp(), description)
+        names = ",".join(_names(certificate))[:NAME_LIMIT]
+        description = f"{subject or names or 'no name'}, issued by {issuer}, valid {before:%F} to {after:%F}"
+        serial, fingerprint = f"{certificate.serial_number:x}", hashlib.sha256(der).hexdigest()
+        return CertificateInfo(
+            subject, issuer, before.timestamp(), after.timestamp(), description, names, serial, fingerprint
+        )
     except Exception as error:
         raise ValueError(f"cannot parse the certificate: {error}") from error
 
 
-def _names(certificate: x509.Certificate) -> str:
+def _names(certificate: x509.Certificate) -> list[str]:
+    """Return the first names of a certificate: of hosts, and IP addresses."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
-        return "no name"
-    return ", ".join(map(str, names.get_values_for_type(x509.DNSName)[:10]))
+        return []
+    addresses = map(str, names.get_values_for_type(x509.IPAddress))
+    return [*names.get_values_for_type(x509.DNSName), *addresses][:NAMES_LIMIT]
 
 
-def record_leaf(der: bytes | None, version: str, details: ProbeDetails) -> None:
-    """Record the leaf certificate of a connection, if it can be parsed."""
+def record_certificates(peer: ssl.SSLObject, details: ProbeDetails) -> None:
+    """Record the leaf certificate of a connection, and the expiry of the chain that verifies, if they can be parsed."""
+    der, version = peer.getpeercert(binary_form=True), peer.version() or ""
     with contextlib.suppress(ValueError):
         if der:
             parse_certificate(der).record(details, version)
+        chain = [parse_certificate(each) for each in _get_verified_chain(peer)]
+        if chain:
+            details.gauges[CHAIN_EXPIRY] = min(certificate.not_after for certificate in chain)
+
+
+def _get_verified_chain(peer: ssl.SSLObject) -> list[bytes]:
+    """Return the certificates from the leaf to one that is trusted, in DER; empty if none is verified."""
+    if peer.context.verify_mode == ssl.CERT_NONE:
+        return []
+    if hasattr(peer, "get_verified_chain"):  # from Python 3.13 on
+        return list(peer.get_verified_chain())
+    inner: Any = peer._sslobj  # type: ignore[attr-defined]  # noqa: SLF001 - the only access
+    return [certificate.public_bytes(ENCODING_DER) for certificate in inner.get_verified_chain() or ()]
 
 
 async def record_chain(
@@ -100,9 +136,7 @@ async def record_chain(
     except ValueError:
         return
     certificates[0].record(details, connection.get_protocol_version_name())
-    details.gauges["service_tls_chain_expiry_timestamp_seconds"] = min(
-        certificate.not_after for certificate in verified or certificates
-    )
+    details.gauges[CHAIN_EXPIRY] = min(certificate.not_after for certificate in verified or certificates)
     details.evidence["chain"] = [certificate.description for certificate in certificates]
 
 
@@ -114,15 +148,18 @@ def _verify(chain: Sequence[crypto.X509], ca_file: Path | None) -> Sequence[cryp
     """Return the chain from the first certificate to one that is trusted, or nothing if there is none."""
     leaf, *others = chain
     try:
-        return crypto.X509StoreContext(_load_trusted(ca_file), leaf, others).get_verified_chain()
-    except crypto.X509StoreContextError:
+        return crypto.X509StoreContext(
+            _load_trusted(ca_file, read_version(ca_file) if ca_file else None), leaf, others
+        ).get_verified_chain()
+    except (crypto.X509StoreContextError, OSError):
         return ()
 
 
 @lru_cache(maxsize=1024)
-def _load_trusted(ca_file: Path | None) -> crypto.X509Store:
+def _load_trusted(ca_file: Path | None, _version: FileVersion | None) -> crypto.X509Store:
     """Return the certificates of a file, or those of the system. Cached, since loading them is slow."""
     store, system = crypto.X509Store(), ssl.get_default_verify_paths()
+    store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
     if ca_file is not None:
         store.load_locations(str(ca_file))
     elif system.cafile or system.capath:
@@ -158,6 +195,14 @@ async def read_tls_alert(
 def _create_unverified_connection(server_name: str, tls: TlsSettings) -> SSL.Connection:
     context = SSL.Context(SSL.TLS_CLIENT_METHOD)
     context.set_verify(SSL.VERIFY_NONE)
+    key = key_of(tls)
+    if key.has_legacy_ciphers:
+        context.set_cipher_list(LEGACY.encode())
+    context.set_min_proto_version(VERSIONS[key.min_version])
+    if key.max_version:
+        context.set_max_proto_version(VERSIONS[key.max_version])
+    if key.legacy:
+        context.set_options(OP_LEGACY_SERVER_CONNECT)
     if tls.cert_file:
         context.use_certificate_chain_file(str(tls.cert_file))
         context.use_privatekey_file(str(tls.key_file or tls.cert_file))

@@ -7,20 +7,18 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
-from functools import lru_cache
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import aiohappyeyeballs
 from pydantic import BeforeValidator, Field, IPvAnyAddress
 
-from exporter.probes.net.certificates import is_ip_address, read_tls_alert, record_chain, record_leaf
+from exporter.probes.net.certificates import is_ip_address, read_tls_alert, record_certificates, record_chain
 from exporter.probes.net.handshake import perform_handshake
+from exporter.probes.net.tls_contexts import ssl_context_for
 from exporter.results import FailureReason, ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import ConfigModel, TlsSettings
 from fleet.inventory.units import as_list
 from runtime.addresses import NAME_LIMIT
-from runtime.tls import create_client_context
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 ALERT_TIMEOUT = 2.0  # seconds for reading a TLS alert
@@ -28,18 +26,6 @@ ALERT_TIMEOUT = 2.0  # seconds for reading a TLS alert
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.EAGAIN}
 UNREACHABLE_SHARE = 0.8  # of a probe's timeout, in which nothing may answer
 NEXT_ADDRESS_DELAY = 0.25  # seconds (RFC 8305)
-_VERSIONS = {
-    "1.0": ssl.TLSVersion.TLSv1,
-    "1.1": ssl.TLSVersion.TLSv1_1,
-    "1.2": ssl.TLSVersion.TLSv1_2,
-    "1.3": ssl.TLSVersion.TLSv1_3,
-}
-
-
-class ProbeTls(TlsSettings):
-    """TLS options of a probe."""
-
-    min_version: Literal["1.0", "1.1", "1.2", "1.3"] | None = None
 
 
 class AddressOptions(ConfigModel):
@@ -70,38 +56,6 @@ class DialOptions(AddressOptions):
 
 
 DEFAULT_DIAL = DialOptions()
-
-
-@lru_cache(maxsize=1024)
-def create_ssl_context(
-    verify: bool,
-    ca_file: Path | None,
-    cert_file: Path | None,
-    key_file: Path | None,
-    min_version: str | None,
-    alpn: str | None = None,
-) -> ssl.SSLContext:
-    """Create a client context. Cached, since loading the system's root certificates is slow."""
-    context = create_client_context(str(ca_file) if ca_file else None)
-    if not verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    if cert_file:
-        context.load_cert_chain(cert_file, key_file)
-    if min_version:
-        context.minimum_version = _VERSIONS[min_version]
-    if alpn:
-        context.set_alpn_protocols([alpn])
-    return context
-
-
-def ssl_context_for(tls: TlsSettings, alpn: str | None = None) -> ssl.SSLContext:
-    """Return the SSL context for a probe's `tls` options; it offers the protocol `alpn`. Raises ProbeFailure."""
-    min_version = tls.min_version if isinstance(tls, ProbeTls) else None
-    try:
-        return create_ssl_context(tls.verify, tls.ca_file, tls.cert_file, tls.key_file, min_version, alpn)
-    except (OSError, ssl.SSLError) as error:
-        raise ProbeFailure("error", f"cannot load the certificate files: {error}") from error
 
 
 async def resolve(host: str, port: int, details: ProbeDetails, dial: AddressOptions = DEFAULT_DIAL) -> list[str]:
@@ -251,7 +205,7 @@ async def start_tls(
     if secured is None:
         raise ProbeFailure("tls", f"TLS handshake with {server_name} failed: the connection was closed")
     peer: Any = secured.get_extra_info("ssl_object")
-    record_leaf(peer.getpeercert(binary_form=True), peer.version(), details)
+    record_certificates(peer, details)
     return secured
 
 

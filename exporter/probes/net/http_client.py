@@ -11,10 +11,11 @@ from yarl import URL
 from exporter.probes.expectations import EXAMINED, quote_excerpt, run_in_thread
 from exporter.probes.json_conditions import parse_json
 from exporter.probes.net import redirects
-from exporter.probes.net.connections import ProbeTls, connect, find_handshake_alert, ssl_context_for, start_tls
+from exporter.probes.net.connections import connect, find_handshake_alert, start_tls
 from exporter.probes.net.content_encoding import decode_body
 from exporter.probes.net.http_request import HttpProxy, HttpRequest, HttpRequestOptions, OAuth2, build_token_request
 from exporter.probes.net.http_response import HttpResponse, HttpResponseReader
+from exporter.probes.net.tls_contexts import ProbeTls, ssl_context_for
 from exporter.results import ProbeDetails, ProbeFailure
 from runtime.pacing import PacedProtocol
 

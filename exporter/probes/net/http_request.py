@@ -15,7 +15,8 @@ from pydantic import AfterValidator, Field, PrivateAttr, SecretStr, field_valida
 from yarl import URL
 
 from exporter.probes.expectations import quote_excerpt
-from exporter.probes.net.connections import DialOptions, ProbeTls
+from exporter.probes.net.connections import DialOptions
+from exporter.probes.net.tls_contexts import ProbeTls
 from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import (
     REFERENCES_ARE_SECRET,
