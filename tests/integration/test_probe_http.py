@@ -82,6 +82,35 @@ async def test_responses(
     assert (result.reason, result.success) == (reason, reason is None), result.message
 
 
+def head(*lines: bytes) -> bytes:
+    return b"\r\n".join([b"HTTP/1.1 200 OK", *lines, b"", b""])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        HEAD + b"Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello",
+        HEAD + b"Content-Length: 30\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n5  \r\nhello\n0\n\n",
+        HEAD + b"X-Long: a;\r\n  b\r\nSet-Cookie: w=\x01ab\r\nX Powered: a\r\nServer : b\r\n\r\nhello",
+        b"HTTP/1.1 103 Early Hints\nLink : x\n\nHTTP/1.1 200 OK\nContent-Length: 5\n\nhello",
+    ],
+)
+async def test_responses_that_clients_tolerate(serve: Serve, tmp_path: Path, data: bytes) -> None:
+    port = await serve(lambda reader, writer: answer(reader, writer, data))
+    options: dict[str, Any] = {"url": f"http://127.0.0.1:{port}/", "expect": {"body_matches": "^hello$"}}
+    tolerant = await probed(tmp_path, "http", options)
+    assert tolerant.success, tolerant.message
+    status = {"components": {"each": "$", "up": {"$.a": 1}}, "url": options["url"], "strict": True}
+    for kind, strict in (
+        ("http", {**options, "strict": True}),
+        ("openai", {"url": options["url"], "model": "m", "strict": True}),
+        ("status", status),
+    ):
+        result = await probed(tmp_path, kind, strict)
+        assert (result.reason, "the answer is not HTTP" in result.message) == ("protocol", True), result.message
+
+
 async def silent(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
     await reader.read()
 

@@ -160,7 +160,8 @@ async def _exchange(
     tls = options.tls if is_configured_origin else options.tls.model_copy(update=_TLS_OF_CONFIGURED_ORIGIN)
 
     def create_reader() -> PacedReader:
-        return PacedProtocol(HttpResponseReader(request.method, options.max_body, details, on_body))
+        reader = HttpResponseReader(request.method, options.max_body, details, on_body, strict=options.strict)
+        return PacedProtocol(reader)
 
     def filter_addresses(addresses: list[str]) -> list[str]:
         if redirected_from is None:
@@ -237,7 +238,7 @@ async def _connect_to_proxy(
     transport, reader = await connect(
         url.raw_host or "",
         port,
-        lambda: HttpResponseReader("CONNECT", options.max_body, details),
+        lambda: HttpResponseReader("CONNECT", options.max_body, details, strict=options.strict),
         details,
         dial=options,
         tls=tls,

@@ -138,6 +138,7 @@ class HttpRequestOptions(DialOptions):
     follow_redirects: bool = True
     tls: ProbeTls = ProbeTls()
     proxy: HttpProxy | None = None
+    strict: bool = False
     max_body: Size = 10 * 1024 * 1024
 
     @property
@@ -177,7 +178,9 @@ class HttpRequestOptions(DialOptions):
         """The options of a request for a token: the same connection options, with the TLS options of its own URL."""
         endpoint = self.auth.options.token_url if self.auth else Endpoint(url=self.url)
         tls = ProbeTls.model_validate(endpoint.tls.model_dump())
-        return HttpRequestOptions(url=endpoint.url, tls=tls, proxy=self.proxy, ip=self.ip, source=self.source)
+        return HttpRequestOptions(
+            url=endpoint.url, tls=tls, proxy=self.proxy, strict=self.strict, ip=self.ip, source=self.source
+        )
 
     @property
     def sends_credentials(self) -> bool:

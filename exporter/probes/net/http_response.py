@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import httptools
 
 from exporter.probes.expectations import quote_excerpt
+from exporter.probes.net.tolerant_parser import TolerantResponseParser
 from exporter.results import ProbeDetails, ProbeFailure
 
 HEADERS_LIMIT = 256 * 1024
@@ -43,6 +44,8 @@ class HttpResponseReader(asyncio.Protocol):
         max_body: int,
         details: ProbeDetails,
         on_body: Callable[["HttpResponseReader", bytes], None] | None = None,
+        *,
+        strict: bool = False,
     ) -> None:
         self.headers: list[tuple[str, str]] = []
         self.body = bytearray()
@@ -60,7 +63,7 @@ class HttpResponseReader(asyncio.Protocol):
         self._body_received = False  # in the last call of data_received()
         self._has_length = False  # whether the headers determine where the body ends
         self.version = ""
-        self._parser = httptools.HttpResponseParser(self)
+        self._parser = httptools.HttpResponseParser(self) if strict else TolerantResponseParser(self)
 
     def data_received(self, data: bytes) -> None:
         if self.first_byte is None:
@@ -93,7 +96,7 @@ class HttpResponseReader(asyncio.Protocol):
         self._headers_size += len(name) + len(value)
         self._check_headers_size(self._headers_size)
         if not self.status_known:  # trailers count towards the limit, but are not used
-            self.headers.append((name.decode("latin-1").lower(), _decode_value(value)))
+            self.headers.append((name.decode("latin-1").lower(), _decode_value(value.strip(b" \t"))))
 
     def on_headers_complete(self) -> None:
         if self.done.done():
