@@ -27,6 +27,7 @@ from exporter.probes.net.connections import (
     connection_failure,
     describe_tls_error,
     resolve,
+    server_name_of,
     ssl_context_for,
 )
 from exporter.probes.net.handshake import perform_handshake
@@ -172,7 +173,7 @@ async def _query(
             return await _retry_over_tcp(query, address, port, source)
         if transport == "tcp":
             return await _query_tcp(query, address, port, source)
-        name = options.tls.server_name or host
+        name = server_name_of(options.tls, host)
         return await _query_tcp(query, address, port, source, ssl_context_for(options.tls), name)
     except ssl.SSLError as error:
         raise ProbeFailure("tls", f"TLS handshake with {peer} failed: {describe_tls_error(error)}") from error

@@ -18,6 +18,7 @@ from exporter.scheduler.probe_runner import probe_once
 from runtime.redaction import Redactor
 from tests.integration import peers
 from tests.integration.conftest import Serve
+from tests.integration.peers import Authority
 from tests.support import inventory_of, patience, probed
 
 
@@ -109,6 +110,51 @@ async def test_responses_that_clients_tolerate(serve: Serve, tmp_path: Path, dat
     ):
         result = await probed(tmp_path, kind, strict)
         assert (result.reason, "the answer is not HTTP" in result.message) == ("protocol", True), result.message
+
+
+@pytest.mark.parametrize(
+    ("written", "location", "sent"),
+    [
+        ("/a%2Fb/%7E/%27x%27?sig=a%2Fb%3D&t=10%3A00", None, ["/a%2Fb/%7E/%27x%27?sig=a%2Fb%3D&t=10%3A00"]),
+        ("/a/../b/./c", None, ["/a/../b/./c"]),
+        ("/a|b^c`{d}%zz", None, ["/a|b^c`{d}%zz"]),
+        ("?", None, ["/?"]),
+        ("/?", None, ["/?"]),
+        ("?a=b", None, ["/?a=b"]),
+        ("/é?ü=中#part", None, ["/%C3%A9?%C3%BC=%E4%B8%AD"]),
+        ("/a", "/b%2Fc?sig=%27%7E|", ["/a", "/b%2Fc?sig=%27%7E|"]),
+        ("/wiki/A_&_B", "/wiki/A_%26_B", ["/wiki/A_&_B", "/wiki/A_%26_B"]),
+        ("/a%2F/b?c", "d?#e", ["/a%2F/b?c", "/a%2F/d?"]),
+        ("/a/b/c?d", "../%2E/x", ["/a/b/c?d", "/a/%2E/x"]),
+        ("/a/b/c?d", "..", ["/a/b/c?d", "/a/"]),
+        ("/a?b", "/x/../../y/.", ["/a?b", "/y/"]),
+        ("/a/b?c", "?d", ["/a/b?c", "/a/b?d"]),
+        ("/a", "/b c/é", ["/a", "/b%20c/%C3%A9"]),
+        ("/a", "http://{origin}/b/../%7E|?", ["/a", "/b/../%7E|?"]),
+        ("/a/b", "//{origin}/c/../%7E", ["/a/b", "/%7E"]),
+    ],
+)
+async def test_urls_are_sent_as_written(
+    serve: Serve, tmp_path: Path, written: str, location: str | None, sent: list[str]
+) -> None:
+    """The paths of redirects that have no scheme are resolved (RFC 3986, 5.2)."""
+    got: list[str] = []
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        got.append((await reader.readuntil(b"\r\n\r\n")).split(b" ")[1].decode())
+        if location is not None and len(got) == 1:
+            target = location.replace("{origin}", f"127.0.0.1:{port}")
+            writer.write(f"HTTP/1.1 302 Found\r\nLocation: {target}\r\nContent-Length: 0\r\n\r\n".encode())
+        else:
+            writer.write(head(b"Content-Length: 0"))
+        await writer.drain()
+
+    port = await serve(handler)
+    result = await run(tmp_path, f"http://127.0.0.1:{port}{written}")
+    assert (result.success, got) == (True, sent), result.message
+    if location is None:
+        proxied = await run(tmp_path, f"http://web.test{written}", proxy=f"http://127.0.0.1:{port}")
+        assert (proxied.success, got[1:]) == (True, [f"http://web.test{sent[0]}"]), proxied.message
 
 
 async def silent(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
@@ -230,6 +276,83 @@ async def test_tls(
             / 86400
             < 31
         )
+
+
+@pytest.mark.parametrize(
+    ("host", "options", "name"),
+    [
+        ("web.test", {}, "web.test"),
+        ("web.test.", {}, "web.test"),
+        ("other.test", {"headers": {"host": "web.test:8443"}}, "web.test"),
+        ("web.test", {"headers": {"Host": "other.test"}, "tls": {"server_name": "web.test."}}, "web.test"),
+        ("127.0.0.1", {"headers": {"Host": "web.test"}}, "web.test"),
+        ("127.0.0.1", {}, None),
+        ("127.0.0.1", {"headers": {"Host": "other.test"}}, "other.test"),
+        ("[::1%lo]", {}, None),
+    ],
+)
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+async def test_the_name_that_tls_sends_and_verifies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, host: str, options: dict[str, Any], name: str | None
+) -> None:
+    authority = Authority.made(tmp_path / "ca.pem")
+    context = authority.server("web.test", "127.0.0.1", "::1")
+    names: list[str | None] = []
+    context.sni_callback = lambda _socket, sent, _context: names.append(sent)
+    resolved: list[str] = []
+
+    async def resolve(host: str, *_: Any) -> list[str]:
+        resolved.append(host)
+        return ["127.0.0.1"] if host.endswith((".test", ".test.")) else [host]
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await answer(reader, writer, b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n")
+
+    monkeypatch.setattr(connections, "resolve", resolve)
+    async with await asyncio.start_server(refuse, "::1" if ":" in host else "127.0.0.1", 0, ssl=context) as server:
+        port = server.sockets[0].getsockname()[1]
+        url = f"{'https' if kind == 'http' else 'wss'}://{host}:{port}/"
+        tls = {"ca_file": str(authority.file), **options.get("tls", {})}
+        result = await probed(tmp_path, kind, {**options, "url": url, "tls": tls})
+    assert (result.reason, names[0]) == ("tls" if name == "other.test" else "status", name), result.message
+    assert resolved[0] == host.strip("[]")
+
+
+@pytest.mark.parametrize("kind", ["tls", "tcp", "grpc"])
+async def test_a_dot_at_the_end_of_a_host_is_not_sent_by_tls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    authority = Authority.made(tmp_path / "ca.pem")
+    context = authority.server("web.test")
+    names: list[str | None] = []
+    context.sni_callback = lambda _socket, sent, _context: names.append(sent)
+
+    async def resolve(*_: Any) -> list[str]:
+        return ["127.0.0.1"]
+
+    monkeypatch.setattr(connections, "resolve", resolve)
+    async with await asyncio.start_server(silent, "127.0.0.1", 0, ssl=context) as server:
+        address = f"web.test.:{server.sockets[0].getsockname()[1]}"
+        result = await probed(tmp_path, kind, {"address": address, "tls": {"ca_file": str(authority.file)}})
+    assert {*names} == {"web.test"}
+    assert (result.success, "HTTP/2" in result.message) == (kind != "grpc", kind == "grpc"), result.message
+
+
+@pytest.mark.parametrize("host", ["[::1%lo]", "[::1%25lo]"])
+async def test_a_zone_is_not_part_of_the_host_header(tmp_path: Path, host: str) -> None:
+    heard: list[bytes] = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(head(b"Content-Length: 0"))
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(handle, "::1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        assert (await run(tmp_path, f"http://{host}:{port}/")).success
+        assert (await probed(tmp_path, "websocket", {"url": f"ws://{host}:{port}/"})).reason == "status"
+    assert [f"\r\nHost: [::1]:{port}\r\n".encode() in each for each in heard] == [True, True]
 
 
 async def test_handshake_with_a_server_without_tls(serve: Serve, tmp_path: Path) -> None:

@@ -10,10 +10,25 @@ from yarl import URL
 
 from exporter.probes.expectations import EXAMINED, parse_json, quote_excerpt, run_in_thread
 from exporter.probes.net import redirects
-from exporter.probes.net.connections import ProbeTls, connect, find_handshake_alert, ssl_context_for, start_tls
+from exporter.probes.net.connections import (
+    ProbeTls,
+    connect,
+    find_handshake_alert,
+    server_name_of,
+    ssl_context_for,
+    start_tls,
+)
 from exporter.probes.net.content_encoding import decode_body
-from exporter.probes.net.http_request import HttpProxy, HttpRequest, HttpRequestOptions, OAuth2, build_token_request
+from exporter.probes.net.http_request import (
+    HttpProxy,
+    HttpRequest,
+    HttpRequestOptions,
+    OAuth2,
+    build_token_request,
+    with_server_name,
+)
 from exporter.probes.net.http_response import HttpResponse, HttpResponseReader
+from exporter.probes.net.urls import without_zone
 from exporter.results import ProbeDetails, ProbeFailure
 from runtime.pacing import PacedProtocol
 
@@ -158,6 +173,7 @@ async def _exchange(
     """
     is_configured_origin = request.url.origin() == options.request.url.origin()
     tls = options.tls if is_configured_origin else options.tls.model_copy(update=_TLS_OF_CONFIGURED_ORIGIN)
+    tls = with_server_name(tls, request.host_header)
 
     def create_reader() -> PacedReader:
         reader = HttpResponseReader(request.method, options.max_body, details, on_body, strict=options.strict)
@@ -199,7 +215,7 @@ async def _exchange(
         if reader.status:
             details.gauges["service_http_status_code"] = reader.status
         if first_byte is None and request.secure and request.proxy is None:
-            server_name = tls.server_name or request.host
+            server_name = server_name_of(tls, request.host)
             failure = await find_handshake_alert(peer, request.port, server_name, tls, options) or failure
         raise failure
     return reader, peer
@@ -217,7 +233,7 @@ async def _connect_through_proxy(
     context = ssl_context_for(tls) if request.secure else None
     transport, reader = await _connect_to_proxy(proxy, request, create_reader, options, details)
     if context is not None:
-        transport = await start_tls(transport, reader, context, tls.server_name or request.host, details)
+        transport = await start_tls(transport, reader, context, server_name_of(tls, request.host), details)
     return transport, reader
 
 
@@ -234,7 +250,7 @@ async def _connect_to_proxy(
     port = url.port or (443 if tls else 80)
     if not request.secure:
         return await connect(url.raw_host or "", port, create_reader, details, dial=options, tls=tls)
-    target = f"{request.url.host_subcomponent}:{request.port}"
+    target = f"{without_zone(request.url.host_subcomponent or '')}:{request.port}"
     transport, reader = await connect(
         url.raw_host or "",
         port,
