@@ -23,6 +23,7 @@ from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import ConfigModel
 from fleet.inventory.units import Pattern, Patterns, PositiveDuration, as_list
 
+VALUES_SHOWN = 3  # of a header that is sent several times
 LONG_JSON = 4 * 1024  # bytes; a JSONPath may traverse the document many times
 
 
@@ -127,7 +128,7 @@ def _check(options: HttpRequestOptions, expect: HttpExpect, response: HttpRespon
         received, expected = ("with", "without") if response.secure else ("without", "with")
         raise ProbeFailure("tls", f"answered {received} TLS, expected an answer {expected} TLS")
     for name, header_expect in expect.headers.items():
-        _check_header(name, header_expect, response.header(name), details)
+        _check_header(name, header_expect, response.header_values(name), details)
     if expect.body_matches or expect.body_lacks or expect.json_:
         text = recode_as_utf8(response.header("content-type"), response.body)
         check_matches(expect.body_matches, text, "the body", details)
@@ -138,18 +139,20 @@ def _check(options: HttpRequestOptions, expect: HttpExpect, response: HttpRespon
         raise ProbeFailure("latency", f"took {response.duration:.3f} s, expected less than {expect.faster_than:g} s")
 
 
-def _check_header(name: str, expect: HeaderExpect, value: str | None, details: ProbeDetails) -> None:
-    if value is None:
+def _check_header(name: str, expect: HeaderExpect, values: list[str], details: ProbeDetails) -> None:
+    """Raise ProbeFailure unless a value matches `matches`, and no value matches `lacks`."""
+    if not values:
         if expect.optional:
             return
         raise ProbeFailure("header", f"the header {name} is missing")
-    text = value.encode()
-    if expect.matches is not None and compile_cached(expect.matches).search(text) is None:
-        shown = quote_excerpt(text, details)
+    texts = [value.encode() for value in values]
+    if expect.matches is not None and not any(map(compile_cached(expect.matches).search, texts)):
+        shown = " and ".join(quote_excerpt(text, details) for text in texts[:VALUES_SHOWN])
         raise ProbeFailure("header", f"the header {name} is {shown}, expected to match {expect.matches!r}")
-    if expect.lacks is not None and compile_cached(expect.lacks).search(text) is not None:
-        shown = quote_excerpt(text, details)
-        raise ProbeFailure("header", f"the header {name} is {shown}, expected not to match {expect.lacks!r}")
+    for text in texts:
+        if expect.lacks is not None and compile_cached(expect.lacks).search(text) is not None:
+            shown = quote_excerpt(text, details)
+            raise ProbeFailure("header", f"the header {name} is {shown}, expected not to match {expect.lacks!r}")
 
 
 HTTP = ProbeKind(HttpProbeOptions, probe_http)

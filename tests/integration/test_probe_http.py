@@ -157,6 +157,27 @@ async def test_urls_are_sent_as_written(
         assert (proxied.success, got[1:]) == (True, [f"http://web.test{sent[0]}"]), proxied.message
 
 
+@pytest.mark.parametrize(
+    ("expect", "reason"),
+    [
+        ({"matches": "^b=2; Secure$"}, None),
+        ({"matches": "^a=1$"}, None),
+        ({"matches": "a=1.*Secure"}, "header"),
+        ({"matches": "^c"}, "header"),
+        ({"lacks": "a=1.*Secure"}, None),
+        ({"lacks": "Secure"}, "header"),
+        ({"matches": "^a", "lacks": "^b"}, "header"),
+    ],
+)
+async def test_each_value_of_a_repeated_header_is_matched(
+    serve: Serve, tmp_path: Path, expect: dict[str, str], reason: str | None
+) -> None:
+    data = head(b"Set-Cookie: a=1", b"Set-Cookie: b=2; Secure", b"Content-Length: 0")
+    port = await serve(lambda reader, writer: answer(reader, writer, data))
+    result = await run(tmp_path, f"http://127.0.0.1:{port}/", expect={"headers": {"Set-Cookie": expect}})
+    assert result.reason == reason, result.message
+
+
 async def silent(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
     await reader.read()
 
@@ -474,6 +495,20 @@ async def test_headers_and_cookies_after_redirects(tmp_path: Path) -> None:
     assert heard["/b"]["X-Key"] == "k3y12345"
     assert not {"Cookie", "X-Key", "Authorization"} & heard["other"].keys()
     assert result.details.gauges["service_http_redirects"] == 2
+
+
+@pytest.mark.parametrize("value", ['"a b"', '"a\\"b"', "a/b=c", '"', "a%20b", ""])
+async def test_cookies_are_sent_as_they_were_set(tmp_path: Path, value: str) -> None:
+    heard: list[str] = []
+
+    async def handle(request: web.Request) -> web.Response:
+        heard.append(request.headers.get("Cookie", ""))
+        headers = {"Location": "/b", "Set-Cookie": f"a={value}; Path=/"}
+        return web.Response() if request.path == "/b" else web.Response(status=302, headers=headers)
+
+    async with peers.web_server(handle) as port:
+        result = await run(tmp_path, f"http://127.0.0.1:{port}/a")
+    assert (result.success, heard) == (True, ["", f"a={value}"])
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])

@@ -149,7 +149,7 @@ async def _follow(
             jar = jar or _create_cookie_jar()
             jar.update_cookies_from_headers(set_cookies, request.url)
         request = request.redirected(reader.status, location, details)
-        sent = request.with_cookies(jar.filter_cookies(request.url)) if jar else request
+        sent = request.with_cookies(_select_cookies(jar, request.url)) if jar else request
         reader, _ = await _exchange(sent, options, details, on_body, redirected_from=configured_peer)
     return request, reader
 
@@ -158,6 +158,12 @@ def _create_cookie_jar() -> "CookieJar":
     from aiohttp import CookieJar
 
     return CookieJar(unsafe=True, quote_cookie=False)
+
+
+def _select_cookies(jar: "CookieJar", url: URL) -> dict[str, str]:
+    """Return the cookies for a URL, with their values as the server sent them: in quotes, if they were."""
+    as_sent = {(cookie.key, cookie.value): cookie.coded_value for cookie in jar}
+    return {name: as_sent.get((name, cookie.value), cookie.value) for name, cookie in jar.filter_cookies(url).items()}
 
 
 async def _exchange(

@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from http.cookies import BaseCookie
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 from urllib.parse import quote
@@ -348,10 +347,10 @@ class HttpRequest:
             return HttpRequest(written_url, "HEAD" if self.method == "HEAD" else "GET", headers, b"", self.proxy)
         return HttpRequest(written_url, self.method, headers, self.body, self.proxy)
 
-    def with_cookies(self, cookies: BaseCookie[str]) -> "HttpRequest":
+    def with_cookies(self, cookies: Mapping[str, str]) -> "HttpRequest":
         """Return the same request with additional cookies."""
         configured = [value for name, value in self.headers.items() if name.lower() == "cookie"]
-        pairs = [*configured, *(f"{name}={morsel.coded_value}" for name, morsel in cookies.items())]
+        pairs = [*configured, *(f"{name}={value}" for name, value in cookies.items())]
         return self.with_header("Cookie", "; ".join(pairs)) if pairs else self
 
     def with_header(self, name: str, value: str) -> "HttpRequest":

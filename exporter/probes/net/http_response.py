@@ -32,6 +32,10 @@ class HttpResponse:
     def header(self, name: str) -> str | None:
         return join_header(self.headers, name)
 
+    def header_values(self, name: str) -> list[str]:
+        """Return the value of each header with this name."""
+        return _values_of(self.headers, name)
+
 
 class HttpResponseReader(asyncio.Protocol):
     """Reads one response; `done` becomes None when it is complete, or the failure that ended it."""
@@ -168,8 +172,13 @@ class HttpResponseReader(asyncio.Protocol):
 
 def join_header(headers: list[tuple[str, str]], name: str) -> str | None:
     """Return the values of a header, joined with commas (RFC 9110, 5.3), or None if it is missing."""
-    values = [value for key, value in headers if key == name.lower()]
+    values = _values_of(headers, name)
     return ", ".join(values) if values else None
+
+
+def _values_of(headers: list[tuple[str, str]], name: str) -> list[str]:
+    lower = name.lower()
+    return [value for key, value in headers if key == lower]
 
 
 def _decode_value(value: bytes) -> str:
