@@ -16,7 +16,7 @@ from exporter.probes.expectations import (
     recode_as_utf8,
     run_in_thread,
 )
-from exporter.probes.net.http_client import LONG_BODY, fetch
+from exporter.probes.net.http_client import LONG_BODY, decode, fetch
 from exporter.probes.net.http_request import HttpBodyOptions, HttpRequestOptions, RequestHeaderName
 from exporter.probes.net.http_response import HttpResponse
 from exporter.results import ProbeDetails, ProbeFailure
@@ -84,23 +84,54 @@ class HttpExpect(ConfigModel):
     json_: JsonExpect = Field(default_factory=dict, alias="json")
     faster_than: PositiveDuration | None = None
 
+    @property
+    def reads_body(self) -> bool:
+        """Whether anything is expected of the body."""
+        return bool(self.body_matches or self.body_lacks or self.json_)
+
 
 class HttpProbeOptions(HttpBodyOptions):
     expect: HttpExpect = HttpExpect()
 
 
 async def probe_http(options: HttpProbeOptions, _context: ProbeContext, details: ProbeDetails) -> None:
-    await check_response(options, options.expect, await fetch(options, details), details)
+    response = await fetch(options, details)
+    expect = options.expect
+    if expect.reads_body or not _is_expected(response.status, expect.status):
+        response = await decode_unless_refused(options, expect.status, response, details)
+    await check_response(options, expect, response, details)
+
+
+async def decode_unless_refused(
+    options: HttpRequestOptions, expected: list[tuple[int, int]], response: HttpResponse, details: ProbeDetails
+) -> HttpResponse:
+    """Return the response with its body decoded. Raises ProbeFailure, but not if the status code is not as expected.
+
+    Then the status code is the failure to report.
+    """
+    try:
+        return await decode(response, options, details)
+    except ProbeFailure:
+        if _is_expected(response.status, expected):
+            raise
+        return response
 
 
 async def check_response(
     options: HttpRequestOptions, expect: HttpExpect, response: HttpResponse, details: ProbeDetails
 ) -> None:
-    """Check a response, in a thread if its body is long, so that other probes are not delayed. Raises ProbeFailure."""
+    """Check a response, in a thread if its body is long, so that other probes are not delayed. Raises ProbeFailure.
+
+    Its body is decoded, unless nothing is expected of it.
+    """
     if len(response.body) > (LONG_JSON if expect.json_ else LONG_BODY):
         await run_in_thread(_check, options, expect, response, details)
     else:
         _check(options, expect, response, details)
+
+
+def _is_expected(status: int, expected: list[tuple[int, int]]) -> bool:
+    return any(low <= status <= high for low, high in expected)
 
 
 def check_status(
@@ -108,7 +139,7 @@ def check_status(
 ) -> None:
     """Raise ProbeFailure unless the status code is in one of the expected ranges."""
     status = response.status
-    if any(low <= status <= high for low, high in expected):
+    if _is_expected(status, expected):
         return
     sends_credentials = options.sends_credentials or (
         status == 407 and options.proxy is not None and options.proxy.sent_headers  # noqa: PLR2004 - HTTP status code
@@ -129,7 +160,7 @@ def _check(options: HttpRequestOptions, expect: HttpExpect, response: HttpRespon
         raise ProbeFailure("tls", f"answered {received} TLS, expected an answer {expected} TLS")
     for name, header_expect in expect.headers.items():
         _check_header(name, header_expect, response.header_values(name), details)
-    if expect.body_matches or expect.body_lacks or expect.json_:
+    if expect.reads_body:
         text = recode_as_utf8(response.header("content-type"), response.body)
         check_matches(expect.body_matches, text, "the body", details)
         check_lacks(expect.body_lacks, text, "the body", details)

@@ -207,7 +207,8 @@ async def test_answers_to_an_http_probe(tmp_path: Path, name: str) -> None:
     async with peers.raw_server(answering(head, rest)) as port:
 
         async def probe() -> None:
-            result = await probed(tmp_path, "http", {"url": f"http://127.0.0.1:{port}/"})
+            options = {"url": f"http://127.0.0.1:{port}/", "expect": {"body_matches": "."}}
+            result = await probed(tmp_path, "http", options)
             assert (result.reason, message in result.message) == (reason, True), result.message
 
         await leaves_the_loop_free(probe)

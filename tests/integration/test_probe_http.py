@@ -1,7 +1,9 @@
 """The `http` probe against well-behaved and misbehaving servers."""
 
 import asyncio
+import gzip
 import ssl
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +22,11 @@ from tests.integration import peers
 from tests.integration.conftest import Serve
 from tests.integration.peers import Authority
 from tests.support import inventory_of, patience, probed
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 
 async def run(folder: Path, url: str, timeout: str = "30s", **options: Any) -> ProbeResult:
@@ -158,6 +165,42 @@ async def test_urls_are_sent_as_written(
 
 
 @pytest.mark.parametrize(
+    ("encoding", "body", "reads", "reason"),
+    [
+        ("gzip", b"no gzip", False, None),
+        ("gzip", b"no gzip", True, "protocol"),
+        ("compress", b"hello", False, None),
+        ("compress", b"hello", True, "protocol"),
+        ("utf-8", b"hello", True, None),
+        ("none", b"hello", True, None),
+        ("Identity, UTF-8", b"hello", True, None),
+        ("utf-8, gzip", gzip.compress(b"hello"), True, None),
+        ("gzip", gzip.compress(b"bye"), True, "body"),
+        ("zstd", zstd.compress(b"hello"), True, None),
+        ("zstd", zstd.compress(b"hel") + zstd.compress(b"") + zstd.compress(b"lo"), True, None),
+        ("gzip, zstd", zstd.compress(gzip.compress(b"hello")), True, None),
+    ],
+)
+async def test_a_body_is_decoded_where_something_is_expected_of_it(
+    serve: Serve, tmp_path: Path, encoding: str, body: bytes, reads: bool, reason: str | None
+) -> None:
+    data = head(f"Content-Encoding: {encoding}".encode(), b"Content-Length: %d" % len(body)) + body
+    port = await serve(lambda reader, writer: answer(reader, writer, data))
+    expect = {"body_matches": "^hello$"} if reads else {"status": 200}
+    result = await run(tmp_path, f"http://127.0.0.1:{port}/", expect=expect)
+    assert result.reason == reason, result.message
+
+
+@pytest.mark.parametrize("body", [gzip.compress(b"too busy"), b"no gzip"])
+async def test_the_status_code_is_reported_whatever_the_body(serve: Serve, tmp_path: Path, body: bytes) -> None:
+    data = head(b"Content-Encoding: gzip", b"Content-Length: %d" % len(body)).replace(b"200 OK", b"503 Busy") + body
+    port = await serve(lambda reader, writer: answer(reader, writer, data))
+    result = await run(tmp_path, f"http://127.0.0.1:{port}/", expect={"body_matches": "hello"})
+    shown = "'too busy'" if body != b"no gzip" else "'no gzip'"
+    assert (result.reason, shown in result.message) == ("status", True), result.message
+
+
+@pytest.mark.parametrize(
     ("expect", "reason"),
     [
         ({"matches": "^b=2; Secure$"}, None),
@@ -176,6 +219,17 @@ async def test_each_value_of_a_repeated_header_is_matched(
     port = await serve(lambda reader, writer: answer(reader, writer, data))
     result = await run(tmp_path, f"http://127.0.0.1:{port}/", expect={"headers": {"Set-Cookie": expect}})
     assert result.reason == reason, result.message
+
+
+@pytest.mark.parametrize("location", ["/", "http://127.0.0.1:1/"])
+async def test_the_status_code_of_a_redirect_stays_known(serve: Serve, tmp_path: Path, location: str) -> None:
+    data = f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 4\r\n\r\nhere".encode()
+    port = await serve(lambda reader, writer: answer(reader, writer, data))
+    result = await run(tmp_path, f"http://127.0.0.1:{port}/")
+    assert result.reason == ("protocol" if location == "/" else "connect"), result.message
+    assert result.details.gauges["service_http_status_code"] == 302
+    assert ("location", location) in result.details.evidence["headers"]
+    assert result.details.evidence["body"] == b"here"
 
 
 async def silent(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:

@@ -4,11 +4,12 @@ import asyncio
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from yarl import URL
 
-from exporter.probes.expectations import EXAMINED, parse_json, quote_excerpt, run_in_thread
+from exporter.probes.expectations import EXAMINED, parse_json, quote_excerpt, recode_as_utf8, run_in_thread
 from exporter.probes.net import redirects
 from exporter.probes.net.connections import (
     ProbeTls,
@@ -45,7 +46,7 @@ _TLS_OF_CONFIGURED_ORIGIN = {"server_name": None, "cert_file": None, "key_file":
 async def fetch(options: HttpRequestOptions, details: ProbeDetails, on_body: OnBody | None = None) -> HttpResponse:
     """Send the request and read the response to its end. Raises ProbeFailure.
 
-    With `on_body`, the body is passed to that function in pieces, not decoded, and not stored.
+    The body is not decoded. With `on_body`, it is passed to that function in pieces, and not stored.
     """
     started = time.perf_counter()
     # Building the request reads files the first time.
@@ -55,16 +56,19 @@ async def fetch(options: HttpRequestOptions, details: ProbeDetails, on_body: OnB
         request, reader = await _follow(request, options, details, on_body)
     else:
         request, reader = await _follow_with_token(request, oauth2, options, details, on_body)
-    details.gauges["service_http_status_code"] = reader.status
-    details.evidence["headers"] = reader.headers
     body = bytes(reader.body)
-    details.evidence["body"] = body[:EXAMINED]
-    encoding = reader.header("content-encoding")
-    if encoding is not None and body:
-        body = await run_in_thread(decode_body, body, encoding, options.max_body)
-        details.evidence["body"] = body[:EXAMINED]
     duration = time.perf_counter() - started
     return HttpResponse(reader.status, reader.version, reader.headers, body, duration, request.secure)
+
+
+async def decode(response: HttpResponse, options: HttpRequestOptions, details: ProbeDetails) -> HttpResponse:
+    """Return the response with its body decoded. Raises ProbeFailure."""
+    encoding = response.header("content-encoding")
+    if encoding is None or not response.body:
+        return response
+    body = await run_in_thread(decode_body, response.body, encoding, options.max_body)
+    details.evidence["body"] = body[:EXAMINED]
+    return replace(response, body=body)
 
 
 async def _follow_with_token(
@@ -90,7 +94,7 @@ async def _fetch_token(oauth2: OAuth2, options: HttpRequestOptions, details: Pro
     endpoint = f"the token endpoint {oauth2.token_url.url}"
     try:
         reader = await _request_token(oauth2, options, ProbeDetails(redact=details.redact))
-        answer = parse_json(bytes(reader.body))
+        answer = parse_json(recode_as_utf8(reader.header("content-type"), bytes(reader.body)))
     except ProbeFailure as failure:
         raise ProbeFailure(failure.reason, f"{endpoint}: {failure.message}") from failure
     token = answer.get("access_token") if isinstance(answer, dict) else None
@@ -217,9 +221,11 @@ async def _exchange(
         details.add_phase("processing", (first_byte or ended) - sent)
         if first_byte is not None:
             details.add_phase("transfer", ended - first_byte)
+    if reader.status:
+        details.gauges["service_http_status_code"] = reader.status
+        details.evidence["headers"] = reader.headers
+        details.evidence["body"] = bytes(reader.body[:EXAMINED])
     if failure is not None:
-        if reader.status:
-            details.gauges["service_http_status_code"] = reader.status
         if first_byte is None and request.secure and request.proxy is None:
             server_name = server_name_of(tls, request.host)
             failure = await find_handshake_alert(peer, request.port, server_name, tls, options) or failure

@@ -20,7 +20,7 @@ BODIES_LIMIT = 256 * 1024 * 1024  # bytes of all bodies that are being read
 
 @dataclass(frozen=True, slots=True)
 class HttpResponse:
-    """The final response; `body` is decoded, `duration` is that of all requests, `secure` whether it came over TLS."""
+    """The final response; `duration` is that of all requests, `secure` whether it came over TLS."""
 
     status: int
     version: str
