@@ -55,6 +55,7 @@ def read(pieces: Iterable[bytes], *, strict: bool = False) -> Recorder:
 TOLERATED = {
     "bare LF": (b"HTTP/1.1 200 OK\nX-A: 1\nContent-Length: 5\n\nhello", b"hello"),
     "bare LF and CRLF": (b"HTTP/1.1 200 OK\nX-A: 1\r\nContent-Length: 5\r\n\nhello", b"hello"),
+    "blanks before the status code": (b"HTTP/1.1   200 OK\r\nX-A: 1\r\nContent-Length: 5\r\n\r\nhello", b"hello"),
     "equal lengths": (OK + b"X-A: 1\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello", b"hello"),
     "equal lengths in a list": (OK + b"X-A: 1\r\nContent-Length: 5, 5\r\n\r\nhello", b"hello"),
     "a length and chunks": (OK + b"X-A: 1\r\nContent-Length: 30\r\nTransfer-Encoding: Chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", b"hello"),

@@ -19,6 +19,7 @@ _CLEAN_HEAD = re.compile(
     rb"HTTP/1\.[01] [2-9][0-9][0-9](?: " + _TEXT + rb"*+)?\r\n(?:" + _TOKEN + rb"++:" + _TEXT + rb"*+\r\n)*+\r\n"
 )
 _CLEAN_LENGTH = re.compile(rb"\ncontent-length: *+[0-9]++\r")
+_BLANKS_BEFORE_STATUS = re.compile(rb"(?<=^HTTP/[0-9]\.[0-9]) ++")
 _HEAD_END = re.compile(rb"\n\r?\n")
 _NAME = re.compile(_TOKEN + rb"++")
 _FRAMING = (b"content-length", b"transfer-encoding")
@@ -133,7 +134,7 @@ def normalize_head(head: bytes) -> tuple[bytes, bool]:
     if _FRAMING_AFTER_CR.search(head):
         raise httptools.HttpParserError("Bare CR before a header that determines the length")
     status_line, *lines = [line.removesuffix(b"\r") for line in head.split(b"\n")[:-2]]
-    return _normalize_fields(status_line, _unfold(lines))
+    return _normalize_fields(_BLANKS_BEFORE_STATUS.sub(b" ", status_line), _unfold(lines))
 
 
 def _unfold(lines: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
