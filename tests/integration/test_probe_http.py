@@ -137,14 +137,14 @@ async def test_responses_that_clients_tolerate(serve: Serve, tmp_path: Path, dat
         ("/a?b", "/x/../../y/.", ["/a?b", "/y/"]),
         ("/a/b?c", "?d", ["/a/b?c", "/a/b?d"]),
         ("/a", "/b c/é", ["/a", "/b%20c/%C3%A9"]),
-        ("/a", "http://{origin}/b/../%7E|?", ["/a", "/b/../%7E|?"]),
+        ("/a", "http://{origin}/b/../%7E|?", ["/a", "/%7E|?"]),
         ("/a/b", "//{origin}/c/../%7E", ["/a/b", "/%7E"]),
     ],
 )
 async def test_urls_are_sent_as_written(
     serve: Serve, tmp_path: Path, written: str, location: str | None, sent: list[str]
 ) -> None:
-    """The paths of redirects that have no scheme are resolved (RFC 3986, 5.2)."""
+    """References in redirects are resolved (RFC 3986, 5.2)."""
     got: list[str] = []
 
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -35,11 +35,11 @@ def request_target(url: str) -> str:
 def resolve_reference(base: str, reference: str) -> str:
     """Return the URL that `reference` stands for in a document at `base` (RFC 3986, 5.2), without its fragment.
 
-    A reference with a scheme stays as it is written. In others, parts of the path that are `.` or `..` are resolved.
+    Segments `.` and `..` of its path are resolved, as by other clients. Everything else stays as it is written.
     """
     scheme, authority, path, query = _split(reference)
-    if scheme is not None:
-        return reference.partition("#")[0]
+    if scheme is not None and authority is None:
+        return reference
     origin = _split(base)
     if authority is not None or path.startswith("/"):
         path = _remove_dot_segments(path)
@@ -48,11 +48,11 @@ def resolve_reference(base: str, reference: str) -> str:
     else:
         path, query = origin.path, origin.query if query is None else query
     authority = origin.authority if authority is None else authority
-    return f"{origin.scheme}://{authority}{path}{query or ''}"
+    return f"{scheme or origin.scheme}://{authority}{path}{query or ''}"
 
 
 def _remove_dot_segments(path: str) -> str:
-    """Resolve the parts `.` and `..` of a path that is empty or begins with a slash."""
+    """Resolve the segments `.` and `..` of a path that is empty or begins with a slash."""
     segments = path.split("/")
     kept: list[str] = []
     for segment in segments[1:]:
