@@ -62,7 +62,7 @@ bench: deps ## Run the benchmarks (ARGS=NAME for one)
 	$(BIN)/python -m tests.bench $(ARGS)
 
 # Each lock adds to those before it: requirements.lock, one lock for each extra, then everything for development.
-COMPILE = $(BIN)/uv pip compile -q --no-header --generate-hashes $(ARGS)
+COMPILE = $(BIN)/uv pip compile -q --no-header --generate-hashes --no-strip-markers $(ARGS)
 LOCKED = $$(sed -n 's/^\([^ =]*\)==.*/--no-emit-package \1/p' requirements.lock)
 lock: $(VENV)/developed ## Add to the lock files what pyproject.toml needs (ARGS=--upgrade: newest versions)
 	$(COMPILE) pyproject.toml -o requirements.lock

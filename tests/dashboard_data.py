@@ -29,7 +29,16 @@ EXTRAS: Mapping[str, Sequence[Labels]] = {
     "service_component_up": [{"component": "a"}, {"component": "b"}],
     "service_value": [{"name": "queue"}],
     "service_info": [{"severity": "critical", "team": "ai", "probe": "http"}],
-    "service_tls_info": [{"issuer": "CN=An issuer", "version": "TLSv1.3", "subject": "CN=a", "names": "a.example", "serial": "1f", "fingerprint": "ab"}],
+    "service_tls_info": [
+        {
+            "issuer": "CN=An issuer",
+            "version": "TLSv1.3",
+            "subject": "CN=a",
+            "names": "a.example",
+            "serial": "1f",
+            "fingerprint": "ab",
+        }
+    ],
     "agent_llm_requests_total": [{"outcome": "ok"}, {"outcome": "429"}],
     "host_info|host_up|host:up:max": [{"group": "first"}],
     "host[_:]filesystem.*": [{"mountpoint": "/"}, {"mountpoint": "/data"}],

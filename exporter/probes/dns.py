@@ -21,7 +21,13 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from exporter.probes import ProbeContext, ProbeKind
 from exporter.probes.expectations import compile_cached, run_in_thread
-from exporter.probes.net.connections import DialOptions, connection_failure, describe_tls_error, resolve
+from exporter.probes.net.connections import (
+    DialOptions,
+    connection_failure,
+    describe_tls_error,
+    resolve,
+    server_name_of,
+)
 from exporter.probes.net.handshake import perform_handshake
 from exporter.probes.net.tls_contexts import ProbeTls, ssl_context_for
 from exporter.results import ProbeDetails, ProbeFailure
@@ -166,7 +172,7 @@ async def _query(
             return await _retry_over_tcp(query, address, port, source)
         if transport == "tcp":
             return await _query_tcp(query, address, port, source)
-        name = options.tls.server_name or host
+        name = server_name_of(options.tls, host)
         return await _query_tcp(query, address, port, source, ssl_context_for(options.tls), name)
     except ssl.SSLError as error:
         raise ProbeFailure("tls", f"TLS handshake with {peer} failed: {describe_tls_error(error)}") from error

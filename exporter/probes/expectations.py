@@ -6,29 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from typing import Any, ParamSpec, TypeVar
 
+import webencodings
+
 from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.units import compile_pattern
 
 EXCERPT_LENGTH = 120  # characters
+LABEL_LIMIT = 40  # characters of the name of a charset
 EXAMINED = 10_000  # characters of a text that become evidence
-# The encodings of the WHATWG's Encoding Standard, by Python's names. Python has others, some very slow, and caches
-# every name that was ever looked up.
-_ISO_8859 = (*range(1, 12), *range(13, 17))
-_CHARSETS = {
-    "utf-8", "utf-16", "utf-16-le", "utf-16-be", "ascii", "gbk", "gb2312", "gb18030", "big5", "big5hkscs", "euc_jp",
-    "euc_kr", "cp949", "shift_jis", "cp932", "iso2022_jp", "koi8-r", "koi8-u", "cp866", "mac-roman",
-    *(f"iso8859-{number}" for number in _ISO_8859), *(f"cp{number}" for number in range(1250, 1259)), "cp874",
-}  # fmt: skip
-_ALIASES = {
-    **{name.replace("_", "").replace("-", ""): name for name in _CHARSETS},
-    **{f"windows{number}": f"cp{number}" for number in (*range(1250, 1259), 874)},
-    **{f"latin{number}": f"iso8859-{part}" for number, part in enumerate((1, 2, 3, 4, 9, 10), 1)},
-    **{f"iso8859{number}": f"iso8859-{number}" for number in _ISO_8859},
-    "usascii": "ascii", "sjis": "shift_jis", "mskanji": "cp932", "windows31j": "cp932", "xgbk": "gbk", "cp936": "gbk",
-    "ms936": "gbk", "eucjp": "euc_jp", "euckr": "euc_kr", "ksc56011987": "cp949", "uhc": "cp949", "ibm866": "cp866",
-    "macintosh": "mac-roman", "utf16": "utf-16", "tis620": "cp874",
-}  # fmt: skip
-
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -76,7 +61,14 @@ def quote_excerpt(text: bytes, details: ProbeDetails) -> str:
 
 
 def recode_as_utf8(content_type: str | None, body: bytes) -> bytes:
-    """Return the body in UTF-8, in which patterns are matched. An unknown charset is taken for UTF-8."""
+    """Return the body in UTF-8, in which patterns are matched, without a byte order mark.
+
+    The names of charsets, and that a byte order mark comes before them, are as in the WHATWG's Encoding Standard. An
+    unknown charset is taken for UTF-8.
+    """
     _, found, charset = (content_type or "").lower().partition("charset=")
-    name = charset.split(";")[0][:40].strip(" \"'").replace("_", "").replace("-", "") if found else ""
-    return body.decode(_ALIASES.get(name, "utf-8"), "replace").encode("utf-8", "replace")
+    label = charset.split(";")[0].strip(" \"'")[:LABEL_LIMIT] if found else ""
+    encoding = webencodings.lookup(label) or webencodings.UTF8
+    # The standard decodes GBK as its superset.
+    text, _ = webencodings.decode(body, "gb18030" if encoding.name == "gbk" else encoding, "replace")
+    return text.encode("utf-8", "replace")

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from exporter.probes import ProbeContext, ProbeKind
 from exporter.probes.net.certificates import is_ip_address
-from exporter.probes.net.connections import DialOptions, connect, find_handshake_alert
+from exporter.probes.net.connections import DialOptions, connect, find_handshake_alert, server_name_of
 from exporter.probes.net.http2 import ALPN, FrameReader, Http2Error, Http2Response, send_request
 from exporter.probes.tcp import OptionalTls
 from exporter.results import ProbeDetails, ProbeFailure
@@ -95,7 +95,7 @@ async def _find_alert(options: GrpcProbeOptions, address: str) -> ProbeFailure |
     if options.tls is None or not address:
         return None
     host, port = split_address(options.address)
-    return await find_handshake_alert(address, port, options.tls.server_name or host, options.tls, options)
+    return await find_handshake_alert(address, port, server_name_of(options.tls, host), options.tls, options)
 
 
 def _no_server(options: GrpcProbeOptions) -> str:
@@ -104,7 +104,7 @@ def _no_server(options: GrpcProbeOptions) -> str:
 
 def _build_headers(options: GrpcProbeOptions) -> list[tuple[str, str]]:
     host, _ = split_address(options.address)
-    name = options.tls.server_name or host if options.tls else host
+    name = server_name_of(options.tls, host) if options.tls else host
     return [
         (":method", "POST"),
         (":scheme", "https" if options.tls else "http"),

@@ -15,7 +15,7 @@ from exporter.probes.expectations import (
 )
 from exporter.probes.json_conditions import JsonExpect, check_json, parse_json
 from exporter.probes.net.connections import Unreachable, check_unreachable, expand_unreachable
-from exporter.probes.net.http_client import LONG_BODY, fetch
+from exporter.probes.net.http_client import LONG_BODY, decode, fetch
 from exporter.probes.net.http_request import HttpBodyOptions, HttpRequestOptions, RequestHeaderName
 from exporter.probes.net.http_response import HttpResponse
 from exporter.probes.values import HttpValues, note_http_values
@@ -23,6 +23,7 @@ from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import ConfigModel
 from fleet.inventory.units import Pattern, Patterns, PositiveDuration, as_list
 
+VALUES_SHOWN = 3  # of a header that is sent several times
 LONG_JSON = 4 * 1024  # bytes; a JSONPath may traverse the document many times
 
 
@@ -83,6 +84,11 @@ class HttpExpect(ConfigModel):
     json_: JsonExpect = Field(default_factory=dict, alias="json")
     faster_than: PositiveDuration | None = None
 
+    @property
+    def reads_body(self) -> bool:
+        """Whether anything is expected of the body."""
+        return bool(self.body_matches or self.body_lacks or self.json_)
+
 
 class HttpProbeExpect(HttpExpect):
     unreachable: Literal[True] | None = None
@@ -108,15 +114,18 @@ class HttpProbeOptions(HttpBodyOptions):
 
 
 async def probe_http(options: HttpProbeOptions, context: ProbeContext, details: ProbeDetails) -> None:
-    if options.expect.unreachable:
+    expect = options.expect
+    if expect.unreachable:
         await check_unreachable(options.request.host, options.request.port, context.timeout, details, options)
         return
     response = await fetch(options, details)
+    if options.values or expect.reads_body or not _is_expected(response.status, expect.status):
+        response = await decode_unless_refused(options, expect.status, response, details)
     if options.values and len(response.body) > LONG_JSON:
         await run_in_thread(_note_values, options.values, response, details)
     elif options.values:
         _note_values(options.values, response, details)
-    await check_response(options, options.expect, response, details)
+    await check_response(options, expect, response, details)
 
 
 def _note_values(values: HttpValues, response: HttpResponse, details: ProbeDetails) -> None:
@@ -124,14 +133,36 @@ def _note_values(values: HttpValues, response: HttpResponse, details: ProbeDetai
     note_http_values(values, response.header, body, details)
 
 
+async def decode_unless_refused(
+    options: HttpRequestOptions, expected: list[tuple[int, int]], response: HttpResponse, details: ProbeDetails
+) -> HttpResponse:
+    """Return the response with its body decoded. Raises ProbeFailure, but not if the status code is not as expected.
+
+    Then the status code is the failure to report.
+    """
+    try:
+        return await decode(response, options, details)
+    except ProbeFailure:
+        if _is_expected(response.status, expected):
+            raise
+        return response
+
+
 async def check_response(
     options: HttpRequestOptions, expect: HttpExpect, response: HttpResponse, details: ProbeDetails
 ) -> None:
-    """Check a response, in a thread if its body is long, so that other probes are not delayed. Raises ProbeFailure."""
+    """Check a response, in a thread if its body is long, so that other probes are not delayed. Raises ProbeFailure.
+
+    Its body is decoded, unless nothing is expected of it.
+    """
     if len(response.body) > (LONG_JSON if expect.json_ else LONG_BODY):
         await run_in_thread(_check, options, expect, response, details)
     else:
         _check(options, expect, response, details)
+
+
+def _is_expected(status: int, expected: list[tuple[int, int]]) -> bool:
+    return any(low <= status <= high for low, high in expected)
 
 
 def check_status(
@@ -139,7 +170,7 @@ def check_status(
 ) -> None:
     """Raise ProbeFailure unless the status code is in one of the expected ranges."""
     status = response.status
-    if any(low <= status <= high for low, high in expected):
+    if _is_expected(status, expected):
         return
     sends_credentials = options.sends_credentials or (
         status == 407 and options.proxy is not None and options.proxy.sent_headers  # noqa: PLR2004 - HTTP status code
@@ -159,8 +190,8 @@ def _check(options: HttpRequestOptions, expect: HttpExpect, response: HttpRespon
         received, expected = ("with", "without") if response.secure else ("without", "with")
         raise ProbeFailure("tls", f"answered {received} TLS, expected an answer {expected} TLS")
     for name, header_expect in expect.headers.items():
-        _check_header(name, header_expect, response.header(name), details)
-    if expect.body_matches or expect.body_lacks or expect.json_:
+        _check_header(name, header_expect, response.header_values(name), details)
+    if expect.reads_body:
         text = recode_as_utf8(response.header("content-type"), response.body)
         check_matches(expect.body_matches, text, "the body", details)
         check_lacks(expect.body_lacks, text, "the body", details)
@@ -170,18 +201,20 @@ def _check(options: HttpRequestOptions, expect: HttpExpect, response: HttpRespon
         raise ProbeFailure("latency", f"took {response.duration:.3f} s, expected less than {expect.faster_than:g} s")
 
 
-def _check_header(name: str, expect: HeaderExpect, value: str | None, details: ProbeDetails) -> None:
-    if value is None:
+def _check_header(name: str, expect: HeaderExpect, values: list[str], details: ProbeDetails) -> None:
+    """Raise ProbeFailure unless a value matches `matches`, and no value matches `lacks`."""
+    if not values:
         if expect.optional:
             return
         raise ProbeFailure("header", f"the header {name} is missing")
-    text = value.encode()
-    if expect.matches is not None and compile_cached(expect.matches).search(text) is None:
-        shown = quote_excerpt(text, details)
+    texts = [value.encode() for value in values]
+    if expect.matches is not None and not any(map(compile_cached(expect.matches).search, texts)):
+        shown = " and ".join(quote_excerpt(text, details) for text in texts[:VALUES_SHOWN])
         raise ProbeFailure("header", f"the header {name} is {shown}, expected to match {expect.matches!r}")
-    if expect.lacks is not None and compile_cached(expect.lacks).search(text) is not None:
-        shown = quote_excerpt(text, details)
-        raise ProbeFailure("header", f"the header {name} is {shown}, expected not to match {expect.lacks!r}")
+    for text in texts:
+        if expect.lacks is not None and compile_cached(expect.lacks).search(text) is not None:
+            shown = quote_excerpt(text, details)
+            raise ProbeFailure("header", f"the header {name} is {shown}, expected not to match {expect.lacks!r}")
 
 
 HTTP = ProbeKind(HttpProbeOptions, probe_http)

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from exporter.probes import ProbeContext, ProbeKind
-from exporter.probes.expectations import check_lacks, check_matches, quote_excerpt, run_in_thread
-from exporter.probes.http import check_status
+from exporter.probes.expectations import check_lacks, check_matches, quote_excerpt, recode_as_utf8, run_in_thread
+from exporter.probes.http import check_status, decode_unless_refused
 from exporter.probes.json_conditions import parse_json
 from exporter.probes.net.http_client import fetch
 from exporter.probes.net.http_request import HttpRequestOptions, ProbeAuth
@@ -21,6 +21,7 @@ from fleet.inventory.endpoints import REFERENCES_ARE_SECRET, ConfigModel, Token
 from fleet.inventory.units import Patterns, PositiveDuration
 
 PATH = "/chat/completions"
+EXPECTED_STATUS = [(200, 200)]
 LINES_PER_TOKEN = 20  # limit of the lines of a stream, including comments and blank lines
 OTHER_LIMIT = 10_000  # bytes outside of events
 LINE_LIMIT = 1024 * 1024
@@ -205,9 +206,12 @@ async def probe_openai(options: OpenaiProbeOptions, _context: ProbeContext, deta
     response = await fetch(options, details, completion.receive if options.stream else None)
     if options.stream:
         details.evidence["body"] = completion.text or bytes(completion.other)
-    check_status(options, [(200, 200)], _with_body(response, completion), details)
     if not options.stream:
-        completion.add_event(await run_in_thread(parse_json, response.body), "message")
+        response = await decode_unless_refused(options, EXPECTED_STATUS, response, details)
+    check_status(options, EXPECTED_STATUS, _with_body(response, completion), details)
+    if not options.stream:
+        text = recode_as_utf8(response.header("content-type"), response.body)
+        completion.add_event(await run_in_thread(parse_json, text), "message")
     elif not completion.ended:
         beginning = quote_excerpt(completion.outside_events, details)
         raise ProbeFailure(

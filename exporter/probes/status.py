@@ -8,7 +8,7 @@ from pydantic import Field, PlainValidator
 
 from exporter.probes import ProbeContext, ProbeKind
 from exporter.probes.expectations import EXAMINED, recode_as_utf8, run_in_thread
-from exporter.probes.http import HttpExpect, check_response
+from exporter.probes.http import HttpExpect, check_response, decode_unless_refused
 from exporter.probes.json_conditions import JsonExpect, JsonPath, find_json_problem, find_values, parse_json
 from exporter.probes.net.http_client import fetch
 from exporter.probes.net.http_request import HttpRequestOptions
@@ -61,7 +61,7 @@ class StatusProbeOptions(HttpRequestOptions):
 
 
 async def probe_status(options: StatusProbeOptions, _context: ProbeContext, details: ProbeDetails) -> None:
-    response = await fetch(options, details)
+    response = await decode_unless_refused(options, options.expect.status, await fetch(options, details), details)
     await check_response(options, options.expect, response, details)
     components = await run_in_thread(_parse_components, options.components, response, details)
     details.components = dict(list(components.items())[:COMPONENTS_LIMIT])

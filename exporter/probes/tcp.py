@@ -13,6 +13,7 @@ from exporter.probes.net.connections import (
     check_unreachable,
     connect,
     find_handshake_alert,
+    server_name_of,
     start_tls,
 )
 from exporter.probes.net.dialogue import Dialogue, DialogueStep, LineReader
@@ -63,7 +64,7 @@ async def probe_tcp(options: TcpProbeOptions, context: ProbeContext, details: Pr
         tls = options.tls
         if tls is None or uses_starttls or not lines.ended_silently or failure.reason != "protocol":
             raise
-        alert = await find_handshake_alert(address, port, tls.server_name or host, tls, options)
+        alert = await find_handshake_alert(address, port, server_name_of(tls, host), tls, options)
         raise alert or failure from failure
 
 
@@ -95,7 +96,7 @@ async def _start_tls(
         unread = quote_excerpt(lines.unread, details)
         raise ProbeFailure("protocol", f"{step_name}: unexpected plain text before TLS: {unread}")
     tls = options.tls or ProbeTls()
-    server_name = tls.server_name or split_address(options.address)[0]
+    server_name = server_name_of(tls, split_address(options.address)[0])
     details.timeout_failure = ProbeFailure("timeout", f"{step_name}: the TLS handshake timed out")
     try:
         secured = await start_tls(transport, lines, ssl_context_for(tls), server_name, details)

@@ -4,7 +4,7 @@ import asyncio
 import time
 
 from exporter.probes import ProbeContext, ProbeKind
-from exporter.probes.net.connections import DialOptions, connect, record_served_chain
+from exporter.probes.net.connections import DialOptions, connect, record_served_chain, server_name_of
 from exporter.probes.net.tls_contexts import ProbeTls
 from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import Address, ConfigModel, ServerName, split_address
@@ -31,7 +31,7 @@ async def probe_tls(options: TlsProbeOptions, _context: ProbeContext, details: P
     address = transport.get_extra_info("peername")[0]
     transport.abort()
     # Python's ssl module gives access to the leaf certificate only.
-    await record_served_chain(address, port, tls.server_name or host, details, dial=options, tls=tls)
+    await record_served_chain(address, port, server_name_of(tls, host), details, dial=options, tls=tls)
     expiry = details.gauges.get("service_tls_certificate_expiry_timestamp_seconds")
     if expiry is None:
         raise ProbeFailure("tls", "cannot parse the certificate")

@@ -15,8 +15,9 @@ from yarl import URL
 from exporter.probes import ProbeContext, ProbeKind
 from exporter.probes.net.connections import DialOptions, connect
 from exporter.probes.net.dialogue import MESSAGES_PER_STEP, Dialogue, DialogueStep
-from exporter.probes.net.http_request import Headers
+from exporter.probes.net.http_request import Headers, with_server_name
 from exporter.probes.net.tls_contexts import ProbeTls
+from exporter.probes.net.urls import connectable_host, request_target, without_zone
 from exporter.results import FailureReason, ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import check_url
 from runtime.addresses import NAME_LIMIT, has_long_host
@@ -38,6 +39,11 @@ class WebsocketProbeOptions(DialOptions):
     headers: Headers = Field(default_factory=dict)
     tls: ProbeTls = ProbeTls()
     dialogue: list[DialogueStep] = []
+
+    @property
+    def host_header(self) -> str | None:
+        """The configured `Host` header."""
+        return next((value.get_secret_value() for name, value in self.headers.items() if name.lower() == "host"), None)
 
 
 class _LimitedFrames:
@@ -122,9 +128,14 @@ class _ProbeConnector(aiohttp.BaseConnector):
         if _origin(url) != _origin(URL(self._options.url)):
             # The configured headers may be credentials.
             raise ProbeFailure("protocol", f"redirected to another server, {url.origin()}, which is not followed")
-        tls = self._options.tls if req.is_ssl() else None
+        tls = with_server_name(self._options.tls, self._options.host_header) if req.is_ssl() else None
         self.transport, protocol = await connect(
-            url.raw_host or "", url.port or 0, lambda: _ProbeProtocol(loop), self._details, dial=self._options, tls=tls
+            connectable_host(url),
+            url.port or 0,
+            lambda: _ProbeProtocol(loop),
+            self._details,
+            dial=self._options,
+            tls=tls,
         )
         if tls:
             protocol.connection_made(self.transport)  # so far it has the transport below TLS
@@ -144,13 +155,17 @@ def _origin(url: URL) -> tuple[str | None, int | None, bool]:
 
 
 async def probe_websocket(options: WebsocketProbeOptions, _context: ProbeContext, details: ProbeDetails) -> None:
+    url = URL(options.url)
+    written_url = URL(f"{url.scheme}://{url.raw_authority}{request_target(options.url)}", encoded=True)
     headers = {name: value.get_secret_value() for name, value in options.headers.items()}
+    if options.host_header is None:
+        headers["Host"] = without_zone(url.host_port_subcomponent or "")
     connector = _ProbeConnector(options, details)
     timeout = aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout, middlewares=[_check_redirect]) as session:
         started = time.perf_counter()
         try:
-            socket = await session.ws_connect(options.url, headers=headers, max_msg_size=MESSAGE_LIMIT, autoping=False)
+            socket = await session.ws_connect(written_url, headers=headers, max_msg_size=MESSAGE_LIMIT, autoping=False)
         except aiohttp.WSServerHandshakeError as error:
             raise _handshake_failure(error, options) from error
         except aiohttp.ClientResponseError as error:

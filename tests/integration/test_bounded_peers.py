@@ -190,6 +190,13 @@ ENDLESS = {
         "protocol", "redirected to a URL that is longer than 8192 characters",
     ),
     "headers": (OK, b"a:\r\n" * 16_000, "protocol", "the response headers are longer than"),
+    "interim responses": (b"", b"HTTP/1.1 100 \n\n" * 16_000, "protocol", "the response headers are longer than"),
+    "a folded header": (OK + b"a: b", b"\n b" * 16_000, "protocol", "the response headers are longer than"),
+    "many lines": (OK + b"a :\n b\n" * 2499 + b"\n", b"x" * 65536, "body", "longer than max_body"),
+    "too many lines": (OK + b"a :\n b\n" * 20_000 + b"\n", b"x" * 65536, "protocol", "more than 5000 header lines"),
+    "chunk sizes": (CHUNKED, b"1\n\n" * 16_000, "protocol", "the answer is not HTTP"),
+    "an extension of a chunk": (CHUNKED + b"1;", b"a" * 65536, "protocol", "the response headers are longer than"),
+    "trailers": (CHUNKED + b"0\n", b"a:\n" * 16_000, "protocol", "the response headers are longer than"),
     "500 MB of gzip": (*ANSWERS["500 MB of gzip"], "body", "the decoded body is longer than max_body"),
 }  # fmt: skip
 
@@ -200,7 +207,8 @@ async def test_answers_to_an_http_probe(tmp_path: Path, name: str) -> None:
     async with peers.raw_server(answering(head, rest)) as port:
 
         async def probe() -> None:
-            result = await probed(tmp_path, "http", {"url": f"http://127.0.0.1:{port}/"})
+            options = {"url": f"http://127.0.0.1:{port}/", "expect": {"body_matches": "."}}
+            result = await probed(tmp_path, "http", options)
             assert (result.reason, message in result.message) == (reason, True), result.message
 
         await leaves_the_loop_free(probe)

@@ -6,6 +6,7 @@ import gzip
 import itertools
 import os
 import ssl
+import sys
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -26,10 +27,19 @@ from tests.integration import peers
 from tests.integration.peers import Authority
 from tests.support import eventually, inventory_of, patience
 
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
 Handle = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 TIMEOUT = "400ms"
 OK = b"HTTP/1.1 200 OK\r\n"
+READS = {"expect": {"body_matches": "hello"}}
 BOMB = gzip.compress(b"\0" * 20_000_000)
+_WINDOW = {int(zstd.CompressionParameter.window_log): 26, int(zstd.CompressionParameter.content_size_flag): 0}
+_COMPRESSOR = zstd.ZstdCompressor(options=_WINDOW)
+WIDE = _COMPRESSOR.compress(b"hello") + _COMPRESSOR.flush()
 
 
 def says(*pieces: bytes, every: float = 0.0, forever: bool = False, close: bool = True) -> Handle:
@@ -113,12 +123,13 @@ HOSTILE = {
         says(b"HTTP/1.1 302 Found\r\nLocation: http://" + LONG_NAME + b"/\r\nContent-Length: 0\r\n\r\n"),
         "protocol", "longer than 253 characters",
     ),
-    "a gzip bomb": Hostile(says(body(BOMB, "gzip")), "body", "the decoded body is longer than max_body"),
-    "a deflate bomb": Hostile(says(body(zlib.compress(b"\0" * 20_000_000), "deflate")), "body", "decoded"),
-    "a brotli bomb": Hostile(says(body(brotli.compress(b"\0" * 20_000_000, quality=5), "br")), "body", "decoded"),
-    "bombs in a bomb": Hostile(says(body(gzip.compress(BOMB), "gzip, gzip")), "body", "decoded"),
+    "a gzip bomb": Hostile(says(body(BOMB, "gzip")), "body", "the decoded body is longer than max_body", READS),
+    "a deflate bomb": Hostile(says(body(zlib.compress(b"\0" * 20_000_000), "deflate")), "body", "decoded", READS),
+    "a brotli bomb": Hostile(says(body(brotli.compress(b"\0" * 20_000_000, quality=5), "br")), "body", "decoded", READS),
+    "a zstd bomb": Hostile(says(body(zstd.compress(b"\0" * 20_000_000), "zstd")), "body", "decoded", READS),
+    "bombs in a bomb": Hostile(says(body(gzip.compress(BOMB), "gzip, gzip")), "body", "decoded", READS),
     "a thousand codings": Hostile(
-        says(body(b"x", ", ".join(["gzip"] * 1000))), "protocol", "has 1000 encodings, more than 5"
+        says(body(b"x", ", ".join(["gzip"] * 1000))), "protocol", "has 1000 encodings, more than 5", READS
     ),
     "a redirect loop": Hostile(
         says(b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n"), "protocol", "more than 10 times"
@@ -128,15 +139,19 @@ HOSTILE = {
     "a negative length": Hostile(says(OK + b"Content-Length: -2\r\n\r\nok"), "protocol"),
     "a bad chunk": Hostile(says(OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nok\r\n0\r\n\r\n"), "protocol", "not HTTP"),
     "an unended chunk": Hostile(says(OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nok"), "protocol", "the connection was closed"),
-    "broken gzip": Hostile(says(body(b"no gzip", "gzip")), "protocol", "the body is not valid gzip"),
-    "gzip cut short": Hostile(says(body(gzip.compress(b"hello" * 99)[:-9], "gzip")), "protocol", "the gzip body is truncated"),
-    "brotli cut short": Hostile(says(body(brotli.compress(b"hello" * 99)[:-3], "br")), "protocol", "the br body is truncated"),
-    "gzip of many members": Hostile(says(body(gzip.compress(b"") * 5000, "gzip")), "protocol", "more than 100 members"),
+    "broken gzip": Hostile(says(body(b"no gzip", "gzip")), "protocol", "the body is not valid gzip", READS),
+    "gzip cut short": Hostile(says(body(gzip.compress(b"hello" * 99)[:-9], "gzip")), "protocol", "the gzip body is truncated", READS),
+    "brotli cut short": Hostile(says(body(brotli.compress(b"hello" * 99)[:-3], "br")), "protocol", "the br body is truncated", READS),
+    "zstd cut short": Hostile(says(body(zstd.compress(b"hello" * 99)[:-3], "zstd")), "protocol", "the zstd body is truncated", READS),
+    "broken zstd": Hostile(says(body(b"no zstd", "zstd")), "protocol", "the body is not valid zstd", READS),
+    "zstd with a window of 64 MiB": Hostile(says(body(WIDE, "zstd")), "protocol", "the body is not valid zstd", READS),
+    "gzip of many members": Hostile(says(body(gzip.compress(b"") * 5000, "gzip")), "protocol", "more than 100 members", READS),
+    "zstd of many frames": Hostile(says(body(zstd.compress(b"") * 5000, "zstd")), "protocol", "more than 100 frames", READS),
     "a charset that is slow": Hostile(
         says(OK + b"Content-Type: text/html; charset=punycode\r\nContent-Length: 120000\r\n\r\n" + b"a-b" * 40000),
         "body", "does not match", {"expect": {"body_matches": "hello"}},
     ),
-    "an unknown coding": Hostile(says(body(b"hello", "zstd")), "protocol", "unsupported content encoding 'zstd'"),
+    "a coding that is not decoded": Hostile(says(body(b"hello", "compress")), "protocol", "encoded as compress, which cannot be decoded", READS),
     "broken UTF-8": Hostile(
         says(OK + b"Content-Length: 4\r\n\r\n\xff\xfe\xc3("), "body", "begins with '", {"expect": {"body_matches": "hello"}}
     ),

@@ -1,7 +1,9 @@
 """The `http` probe against well-behaved and misbehaving servers."""
 
 import asyncio
+import gzip
 import ssl
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +20,13 @@ from exporter.scheduler.probe_runner import probe_once
 from runtime.redaction import Redactor
 from tests.integration import peers
 from tests.integration.conftest import Serve
+from tests.integration.peers import Authority
 from tests.support import inventory_of, patience, probed
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 
 async def run(folder: Path, url: str, timeout: str = "30s", **options: Any) -> ProbeResult:
@@ -80,6 +88,148 @@ async def test_responses(
 
     result = await run(tmp_path, f"http://127.0.0.1:{await serve(handler)}/", **options)
     assert (result.reason, result.success) == (reason, reason is None), result.message
+
+
+def head(*lines: bytes) -> bytes:
+    return b"\r\n".join([b"HTTP/1.1 200 OK", *lines, b"", b""])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        HEAD + b"Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello",
+        HEAD + b"Content-Length: 30\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n5  \r\nhello\n0\n\n",
+        HEAD + b"X-Long: a;\r\n  b\r\nSet-Cookie: w=\x01ab\r\nX Powered: a\r\nServer : b\r\n\r\nhello",
+        b"HTTP/1.1 103 Early Hints\nLink : x\n\nHTTP/1.1 200 OK\nContent-Length: 5\n\nhello",
+    ],
+)
+async def test_responses_that_clients_tolerate(serve: Serve, tmp_path: Path, data: bytes) -> None:
+    port = await serve(lambda reader, writer: answer(reader, writer, data))
+    options: dict[str, Any] = {"url": f"http://127.0.0.1:{port}/", "expect": {"body_matches": "^hello$"}}
+    tolerant = await probed(tmp_path, "http", options)
+    assert tolerant.success, tolerant.message
+    status = {"components": {"each": "$", "up": {"$.a": 1}}, "url": options["url"], "strict": True}
+    for kind, strict in (
+        ("http", {**options, "strict": True}),
+        ("openai", {"url": options["url"], "model": "m", "strict": True}),
+        ("status", status),
+    ):
+        result = await probed(tmp_path, kind, strict)
+        assert (result.reason, "the answer is not HTTP" in result.message) == ("protocol", True), result.message
+
+
+@pytest.mark.parametrize(
+    ("written", "location", "sent"),
+    [
+        ("/a%2Fb/%7E/%27x%27?sig=a%2Fb%3D&t=10%3A00", None, ["/a%2Fb/%7E/%27x%27?sig=a%2Fb%3D&t=10%3A00"]),
+        ("/a/../b/./c", None, ["/a/../b/./c"]),
+        ("/a|b^c`{d}%zz", None, ["/a|b^c`{d}%zz"]),
+        ("?", None, ["/?"]),
+        ("/?", None, ["/?"]),
+        ("?a=b", None, ["/?a=b"]),
+        ("/é?ü=中#part", None, ["/%C3%A9?%C3%BC=%E4%B8%AD"]),
+        ("/a", "/b%2Fc?sig=%27%7E|", ["/a", "/b%2Fc?sig=%27%7E|"]),
+        ("/wiki/A_&_B", "/wiki/A_%26_B", ["/wiki/A_&_B", "/wiki/A_%26_B"]),
+        ("/a%2F/b?c", "d?#e", ["/a%2F/b?c", "/a%2F/d?"]),
+        ("/a/b/c?d", "../%2E/x", ["/a/b/c?d", "/a/%2E/x"]),
+        ("/a/b/c?d", "..", ["/a/b/c?d", "/a/"]),
+        ("/a?b", "/x/../../y/.", ["/a?b", "/y/"]),
+        ("/a/b?c", "?d", ["/a/b?c", "/a/b?d"]),
+        ("/a", "/b c/é", ["/a", "/b%20c/%C3%A9"]),
+        ("/a", "http://{origin}/b/../%7E|?", ["/a", "/%7E|?"]),
+        ("/a/b", "//{origin}/c/../%7E", ["/a/b", "/%7E"]),
+    ],
+)
+async def test_urls_are_sent_as_written(
+    serve: Serve, tmp_path: Path, written: str, location: str | None, sent: list[str]
+) -> None:
+    """References in redirects are resolved (RFC 3986, 5.2)."""
+    got: list[str] = []
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        got.append((await reader.readuntil(b"\r\n\r\n")).split(b" ")[1].decode())
+        if location is not None and len(got) == 1:
+            target = location.replace("{origin}", f"127.0.0.1:{port}")
+            writer.write(f"HTTP/1.1 302 Found\r\nLocation: {target}\r\nContent-Length: 0\r\n\r\n".encode())
+        else:
+            writer.write(head(b"Content-Length: 0"))
+        await writer.drain()
+
+    port = await serve(handler)
+    result = await run(tmp_path, f"http://127.0.0.1:{port}{written}")
+    assert (result.success, got) == (True, sent), result.message
+    if location is None:
+        proxied = await run(tmp_path, f"http://web.test{written}", proxy=f"http://127.0.0.1:{port}")
+        assert (proxied.success, got[1:]) == (True, [f"http://web.test{sent[0]}"]), proxied.message
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "reads", "reason"),
+    [
+        ("gzip", b"no gzip", False, None),
+        ("gzip", b"no gzip", True, "protocol"),
+        ("compress", b"hello", False, None),
+        ("compress", b"hello", True, "protocol"),
+        ("utf-8", b"hello", True, None),
+        ("none", b"hello", True, None),
+        ("Identity, UTF-8", b"hello", True, None),
+        ("utf-8, gzip", gzip.compress(b"hello", mtime=0), True, None),
+        ("gzip", gzip.compress(b"bye", mtime=0), True, "body"),
+        ("zstd", zstd.compress(b"hello"), True, None),
+        ("zstd", zstd.compress(b"hel") + zstd.compress(b"") + zstd.compress(b"lo"), True, None),
+        ("gzip, zstd", zstd.compress(gzip.compress(b"hello", mtime=0)), True, None),
+    ],
+)
+async def test_a_body_is_decoded_where_something_is_expected_of_it(
+    serve: Serve, tmp_path: Path, encoding: str, body: bytes, reads: bool, reason: str | None
+) -> None:
+    data = head(f"Content-Encoding: {encoding}".encode(), b"Content-Length: %d" % len(body)) + body
+    port = await serve(lambda reader, writer: answer(reader, writer, data))
+    expect = {"body_matches": "^hello$"} if reads else {"status": 200}
+    result = await run(tmp_path, f"http://127.0.0.1:{port}/", expect=expect)
+    assert result.reason == reason, result.message
+
+
+@pytest.mark.parametrize("body", [gzip.compress(b"too busy", mtime=0), b"no gzip"])
+async def test_the_status_code_is_reported_whatever_the_body(serve: Serve, tmp_path: Path, body: bytes) -> None:
+    data = head(b"Content-Encoding: gzip", b"Content-Length: %d" % len(body)).replace(b"200 OK", b"503 Busy") + body
+    port = await serve(lambda reader, writer: answer(reader, writer, data))
+    result = await run(tmp_path, f"http://127.0.0.1:{port}/", expect={"body_matches": "hello"})
+    shown = "'too busy'" if body != b"no gzip" else "'no gzip'"
+    assert (result.reason, shown in result.message) == ("status", True), result.message
+
+
+@pytest.mark.parametrize(
+    ("expect", "reason"),
+    [
+        ({"matches": "^b=2; Secure$"}, None),
+        ({"matches": "^a=1$"}, None),
+        ({"matches": "a=1.*Secure"}, "header"),
+        ({"matches": "^c"}, "header"),
+        ({"lacks": "a=1.*Secure"}, None),
+        ({"lacks": "Secure"}, "header"),
+        ({"matches": "^a", "lacks": "^b"}, "header"),
+    ],
+)
+async def test_each_value_of_a_repeated_header_is_matched(
+    serve: Serve, tmp_path: Path, expect: dict[str, str], reason: str | None
+) -> None:
+    data = head(b"Set-Cookie: a=1", b"Set-Cookie: b=2; Secure", b"Content-Length: 0")
+    port = await serve(lambda reader, writer: answer(reader, writer, data))
+    result = await run(tmp_path, f"http://127.0.0.1:{port}/", expect={"headers": {"Set-Cookie": expect}})
+    assert result.reason == reason, result.message
+
+
+@pytest.mark.parametrize("location", ["/", "http://127.0.0.1:1/"])
+async def test_the_status_code_of_a_redirect_stays_known(serve: Serve, tmp_path: Path, location: str) -> None:
+    data = f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 4\r\n\r\nhere".encode()
+    port = await serve(lambda reader, writer: answer(reader, writer, data))
+    result = await run(tmp_path, f"http://127.0.0.1:{port}/")
+    assert result.reason == ("protocol" if location == "/" else "connect"), result.message
+    assert result.details.gauges["service_http_status_code"] == 302
+    assert ("location", location) in result.details.evidence["headers"]
+    assert result.details.evidence["body"] == b"here"
 
 
 async def silent(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
@@ -203,6 +353,83 @@ async def test_tls(
         )
 
 
+@pytest.mark.parametrize(
+    ("host", "options", "name"),
+    [
+        ("web.test", {}, "web.test"),
+        ("web.test.", {}, "web.test"),
+        ("other.test", {"headers": {"host": "web.test:8443"}}, "web.test"),
+        ("web.test", {"headers": {"Host": "other.test"}, "tls": {"server_name": "web.test."}}, "web.test"),
+        ("127.0.0.1", {"headers": {"Host": "web.test"}}, "web.test"),
+        ("127.0.0.1", {}, None),
+        ("127.0.0.1", {"headers": {"Host": "other.test"}}, "other.test"),
+        ("[::1%lo]", {}, None),
+    ],
+)
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+async def test_the_name_that_tls_sends_and_verifies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, host: str, options: dict[str, Any], name: str | None
+) -> None:
+    authority = Authority.made(tmp_path / "ca.pem")
+    context = authority.server("web.test", "127.0.0.1", "::1")
+    names: list[str | None] = []
+    context.sni_callback = lambda _socket, sent, _context: names.append(sent)
+    resolved: list[str] = []
+
+    async def resolve(host: str, *_: Any) -> list[str]:
+        resolved.append(host)
+        return ["127.0.0.1"] if host.endswith((".test", ".test.")) else [host]
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await answer(reader, writer, b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n")
+
+    monkeypatch.setattr(connections, "resolve", resolve)
+    async with await asyncio.start_server(refuse, "::1" if ":" in host else "127.0.0.1", 0, ssl=context) as server:
+        port = server.sockets[0].getsockname()[1]
+        url = f"{'https' if kind == 'http' else 'wss'}://{host}:{port}/"
+        tls = {"ca_file": str(authority.file), **options.get("tls", {})}
+        result = await probed(tmp_path, kind, {**options, "url": url, "tls": tls})
+    assert (result.reason, names[0]) == ("tls" if name == "other.test" else "status", name), result.message
+    assert resolved[0] == host.strip("[]")
+
+
+@pytest.mark.parametrize("kind", ["tls", "tcp", "grpc"])
+async def test_a_dot_at_the_end_of_a_host_is_not_sent_by_tls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    authority = Authority.made(tmp_path / "ca.pem")
+    context = authority.server("web.test")
+    names: list[str | None] = []
+    context.sni_callback = lambda _socket, sent, _context: names.append(sent)
+
+    async def resolve(*_: Any) -> list[str]:
+        return ["127.0.0.1"]
+
+    monkeypatch.setattr(connections, "resolve", resolve)
+    async with await asyncio.start_server(silent, "127.0.0.1", 0, ssl=context) as server:
+        address = f"web.test.:{server.sockets[0].getsockname()[1]}"
+        result = await probed(tmp_path, kind, {"address": address, "tls": {"ca_file": str(authority.file)}})
+    assert {*names} == {"web.test"}
+    assert (result.success, "HTTP/2" in result.message) == (kind != "grpc", kind == "grpc"), result.message
+
+
+@pytest.mark.parametrize("host", ["[::1%lo]", "[::1%25lo]"])
+async def test_a_zone_is_not_part_of_the_host_header(tmp_path: Path, host: str) -> None:
+    heard: list[bytes] = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(head(b"Content-Length: 0"))
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(handle, "::1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        assert (await run(tmp_path, f"http://{host}:{port}/")).success
+        assert (await probed(tmp_path, "websocket", {"url": f"ws://{host}:{port}/"})).reason == "status"
+    assert [f"\r\nHost: [::1]:{port}\r\n".encode() in each for each in heard] == [True, True]
+
+
 async def test_handshake_with_a_server_without_tls(serve: Serve, tmp_path: Path) -> None:
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
@@ -322,6 +549,20 @@ async def test_headers_and_cookies_after_redirects(tmp_path: Path) -> None:
     assert heard["/b"]["X-Key"] == "k3y12345"
     assert not {"Cookie", "X-Key", "Authorization"} & heard["other"].keys()
     assert result.details.gauges["service_http_redirects"] == 2
+
+
+@pytest.mark.parametrize("value", ['"a b"', '"a\\"b"', "a/b=c", '"', "a%20b", ""])
+async def test_cookies_are_sent_as_they_were_set(tmp_path: Path, value: str) -> None:
+    heard: list[str] = []
+
+    async def handle(request: web.Request) -> web.Response:
+        heard.append(request.headers.get("Cookie", ""))
+        headers = {"Location": "/b", "Set-Cookie": f"a={value}; Path=/"}
+        return web.Response() if request.path == "/b" else web.Response(status=302, headers=headers)
+
+    async with peers.web_server(handle) as port:
+        result = await run(tmp_path, f"http://127.0.0.1:{port}/a")
+    assert (result.success, heard) == (True, ["", f"a={value}"])
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])

@@ -58,6 +58,11 @@ class DialOptions(AddressOptions):
 DEFAULT_DIAL = DialOptions()
 
 
+def server_name_of(tls: TlsSettings, host: str) -> str:
+    """Return the name that TLS sends and verifies: no root's dot at its end, and no zone of an IPv6 address."""
+    return (tls.server_name or host).partition("%")[0].removesuffix(".")
+
+
 async def resolve(host: str, port: int, details: ProbeDetails, dial: AddressOptions = DEFAULT_DIAL) -> list[str]:
     """Return the addresses of `host` that `dial` allows, in order of preference. Raises ProbeFailure."""
     if len(host) > NAME_LIMIT:
@@ -121,7 +126,7 @@ async def connect(
     transport, instance = await _connect_any(addresses, port, protocol, details, dial)
     if context is None or tls is None:
         return transport, instance
-    name = tls.server_name or host
+    name = server_name_of(tls, host)
     peer = transport.get_extra_info("peername")
     try:
         return await start_tls(transport, instance, context, name, details), instance

@@ -1,20 +1,31 @@
 """Content encodings of HTTP (RFC 9110, 8.4): decoding within limits."""
 
+import sys
 import zlib
 
 import brotli
 
 from exporter.results import ProbeFailure
 
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
 CHUNK = 64 * 1024
 ENCODINGS_LIMIT = 5  # of one body; decoding runs in a thread that cannot be cancelled
-GZIP_MEMBERS_LIMIT = 100  # decoding a member copies all members after it
+MEMBERS_LIMIT = 100  # of gzip, and frames of zstd; decoding one copies all after it
+_GZIP = ("gzip", "x-gzip")
+_DECODED = (*_GZIP, "deflate", "br", "zstd")
+# All other names, such as that of a charset, stand for no encoding, as clients take them. These are registered ones.
+_NOT_DECODED = ("compress", "x-compress", "exi", "pack200-gzip", "aes128gcm", "dcb", "dcz")
+_ZSTD_OPTIONS = {int(zstd.DecompressionParameter.window_log_max): 23}  # 8 MiB, the limit of HTTP (RFC 9659)
 
 
 def decode_body(body: bytes, content_encoding: str | None, limit: int) -> bytes:
     """Return `body` without its encodings. Raises ProbeFailure, also if the result is longer than `limit` bytes."""
     names = [name.strip().lower() for name in (content_encoding or "").split(",")]
-    encodings = [name for name in names if name not in ("", "identity")]
+    encodings = [name for name in names if name in _DECODED or name in _NOT_DECODED]
     if len(encodings) > ENCODINGS_LIMIT:
         raise ProbeFailure("protocol", f"the body has {len(encodings)} encodings, more than {ENCODINGS_LIMIT}")
     for encoding in reversed(encodings):
@@ -22,13 +33,13 @@ def decode_body(body: bytes, content_encoding: str | None, limit: int) -> bytes:
             continue
         try:
             body = _decode(body, encoding, limit)
-        except (zlib.error, brotli.error) as error:
+        except (zlib.error, brotli.error, zstd.ZstdError) as error:
             raise ProbeFailure("protocol", f"the body is not valid {encoding}: {error}") from error
     return body
 
 
 def _decode(body: bytes, encoding: str, limit: int) -> bytes:
-    if encoding in ("gzip", "x-gzip"):
+    if encoding in _GZIP:
         return _inflate(body, limit, zlib.MAX_WBITS | 16, "gzip")
     if encoding == "deflate":
         try:
@@ -37,12 +48,14 @@ def _decode(body: bytes, encoding: str, limit: int) -> bytes:
             return _inflate(body, limit, -zlib.MAX_WBITS, encoding)
     if encoding == "br":
         return _decompress_brotli(body, limit)
-    raise ProbeFailure("protocol", f"unsupported content encoding {encoding[:50]!r} (supported: gzip, deflate, br)")
+    if encoding == "zstd":
+        return _decompress_zstd(body, limit)
+    raise ProbeFailure("protocol", f"the body is encoded as {encoding}, which cannot be decoded")
 
 
 def _inflate(body: bytes, limit: int, wbits: int, encoding: str) -> bytes:
     decoded = bytearray()
-    for _ in range(GZIP_MEMBERS_LIMIT):
+    for _ in range(MEMBERS_LIMIT):
         if not body:
             return bytes(decoded)
         stream = zlib.decompressobj(wbits)
@@ -52,7 +65,7 @@ def _inflate(body: bytes, limit: int, wbits: int, encoding: str) -> bytes:
         if not stream.eof:
             raise _truncated(encoding)
         body = stream.unused_data.lstrip(b"\0") if wbits > zlib.MAX_WBITS else b""  # gzip may have several members
-    raise ProbeFailure("protocol", f"the {encoding} body has more than {GZIP_MEMBERS_LIMIT} members")
+    raise ProbeFailure("protocol", f"the {encoding} body has more than {MEMBERS_LIMIT} members")
 
 
 def _decompress_brotli(body: bytes, limit: int) -> bytes:
@@ -66,6 +79,21 @@ def _decompress_brotli(body: bytes, limit: int) -> bytes:
     if len(decoded) > limit:
         raise _too_long(limit)
     return bytes(decoded)
+
+
+def _decompress_zstd(body: bytes, limit: int) -> bytes:
+    decoded = bytearray()
+    for _ in range(MEMBERS_LIMIT):
+        if not body:
+            return bytes(decoded)
+        stream = zstd.ZstdDecompressor(options=_ZSTD_OPTIONS)
+        decoded += stream.decompress(body, limit + 1 - len(decoded))
+        if len(decoded) > limit:
+            raise _too_long(limit)
+        if not stream.eof:
+            raise _truncated("zstd")
+        body = stream.unused_data
+    raise ProbeFailure("protocol", f"the zstd body has more than {MEMBERS_LIMIT} frames")
 
 
 def _too_long(limit: int) -> ProbeFailure:

@@ -4,18 +4,27 @@ import asyncio
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from yarl import URL
 
-from exporter.probes.expectations import EXAMINED, quote_excerpt, run_in_thread
+from exporter.probes.expectations import EXAMINED, quote_excerpt, recode_as_utf8, run_in_thread
 from exporter.probes.json_conditions import parse_json
 from exporter.probes.net import redirects
-from exporter.probes.net.connections import connect, find_handshake_alert, start_tls
+from exporter.probes.net.connections import connect, find_handshake_alert, server_name_of, start_tls
 from exporter.probes.net.content_encoding import decode_body
-from exporter.probes.net.http_request import HttpProxy, HttpRequest, HttpRequestOptions, OAuth2, build_token_request
+from exporter.probes.net.http_request import (
+    HttpProxy,
+    HttpRequest,
+    HttpRequestOptions,
+    OAuth2,
+    build_token_request,
+    with_server_name,
+)
 from exporter.probes.net.http_response import HttpResponse, HttpResponseReader
 from exporter.probes.net.tls_contexts import ProbeTls, ssl_context_for
+from exporter.probes.net.urls import without_zone
 from exporter.results import ProbeDetails, ProbeFailure
 from runtime.pacing import PacedProtocol
 
@@ -32,7 +41,7 @@ _TLS_OF_CONFIGURED_ORIGIN = {"server_name": None, "cert_file": None, "key_file":
 async def fetch(options: HttpRequestOptions, details: ProbeDetails, on_body: OnBody | None = None) -> HttpResponse:
     """Send the request and read the response to its end. Raises ProbeFailure.
 
-    With `on_body`, the body is passed to that function in pieces, not decoded, and not stored.
+    The body is not decoded. With `on_body`, it is passed to that function in pieces, and not stored.
     """
     started = time.perf_counter()
     # Building the request reads files the first time.
@@ -42,16 +51,19 @@ async def fetch(options: HttpRequestOptions, details: ProbeDetails, on_body: OnB
         request, reader = await _follow(request, options, details, on_body)
     else:
         request, reader = await _follow_with_token(request, oauth2, options, details, on_body)
-    details.gauges["service_http_status_code"] = reader.status
-    details.evidence["headers"] = reader.headers
     body = bytes(reader.body)
-    details.evidence["body"] = body[:EXAMINED]
-    encoding = reader.header("content-encoding")
-    if encoding is not None and body:
-        body = await run_in_thread(decode_body, body, encoding, options.max_body)
-        details.evidence["body"] = body[:EXAMINED]
     duration = time.perf_counter() - started
     return HttpResponse(reader.status, reader.version, reader.headers, body, duration, request.secure)
+
+
+async def decode(response: HttpResponse, options: HttpRequestOptions, details: ProbeDetails) -> HttpResponse:
+    """Return the response with its body decoded. Raises ProbeFailure."""
+    encoding = response.header("content-encoding")
+    if encoding is None or not response.body:
+        return response
+    body = await run_in_thread(decode_body, response.body, encoding, options.max_body)
+    details.evidence["body"] = body[:EXAMINED]
+    return replace(response, body=body)
 
 
 async def _follow_with_token(
@@ -77,7 +89,7 @@ async def _fetch_token(oauth2: OAuth2, options: HttpRequestOptions, details: Pro
     endpoint = f"the token endpoint {oauth2.token_url.url}"
     try:
         reader = await _request_token(oauth2, options, ProbeDetails(redact=details.redact))
-        answer = parse_json(bytes(reader.body))
+        answer = parse_json(recode_as_utf8(reader.header("content-type"), bytes(reader.body)))
     except ProbeFailure as failure:
         raise ProbeFailure(failure.reason, f"{endpoint}: {failure.message}") from failure
     token = answer.get("access_token") if isinstance(answer, dict) else None
@@ -136,7 +148,7 @@ async def _follow(
             jar = jar or _create_cookie_jar()
             jar.update_cookies_from_headers(set_cookies, request.url)
         request = request.redirected(reader.status, location, details)
-        sent = request.with_cookies(jar.filter_cookies(request.url)) if jar else request
+        sent = request.with_cookies(_select_cookies(jar, request.url)) if jar else request
         reader, _ = await _exchange(sent, options, details, on_body, redirected_from=configured_peer)
     return request, reader
 
@@ -145,6 +157,12 @@ def _create_cookie_jar() -> "CookieJar":
     from aiohttp import CookieJar
 
     return CookieJar(unsafe=True, quote_cookie=False)
+
+
+def _select_cookies(jar: "CookieJar", url: URL) -> dict[str, str]:
+    """Return the cookies for a URL, with their values as the server sent them: in quotes, if they were."""
+    as_sent = {(cookie.key, cookie.value): cookie.coded_value for cookie in jar}
+    return {name: as_sent.get((name, cookie.value), cookie.value) for name, cookie in jar.filter_cookies(url).items()}
 
 
 async def _exchange(
@@ -160,9 +178,11 @@ async def _exchange(
     """
     is_configured_origin = request.url.origin() == options.request.url.origin()
     tls = options.tls if is_configured_origin else options.tls.model_copy(update=_TLS_OF_CONFIGURED_ORIGIN)
+    tls = with_server_name(tls, request.host_header)
 
     def create_reader() -> PacedReader:
-        return PacedProtocol(HttpResponseReader(request.method, options.max_body, details, on_body))
+        reader = HttpResponseReader(request.method, options.max_body, details, on_body, strict=options.strict)
+        return PacedProtocol(reader)
 
     def filter_addresses(addresses: list[str]) -> list[str]:
         if redirected_from is None:
@@ -196,11 +216,13 @@ async def _exchange(
         details.add_phase("processing", (first_byte or ended) - sent)
         if first_byte is not None:
             details.add_phase("transfer", ended - first_byte)
+    if reader.status:
+        details.gauges["service_http_status_code"] = reader.status
+        details.evidence["headers"] = reader.headers
+        details.evidence["body"] = bytes(reader.body[:EXAMINED])
     if failure is not None:
-        if reader.status:
-            details.gauges["service_http_status_code"] = reader.status
         if first_byte is None and request.secure and request.proxy is None:
-            server_name = tls.server_name or request.host
+            server_name = server_name_of(tls, request.host)
             failure = await find_handshake_alert(peer, request.port, server_name, tls, options) or failure
         raise failure
     return reader, peer
@@ -218,7 +240,7 @@ async def _connect_through_proxy(
     context = ssl_context_for(tls) if request.secure else None
     transport, reader = await _connect_to_proxy(proxy, request, create_reader, options, details)
     if context is not None:
-        transport = await start_tls(transport, reader, context, tls.server_name or request.host, details)
+        transport = await start_tls(transport, reader, context, server_name_of(tls, request.host), details)
     return transport, reader
 
 
@@ -235,11 +257,11 @@ async def _connect_to_proxy(
     port = url.port or (443 if tls else 80)
     if not request.secure:
         return await connect(url.raw_host or "", port, create_reader, details, dial=options, tls=tls)
-    target = f"{request.url.host_subcomponent}:{request.port}"
+    target = f"{without_zone(request.url.host_subcomponent or '')}:{request.port}"
     transport, reader = await connect(
         url.raw_host or "",
         port,
-        lambda: HttpResponseReader("CONNECT", options.max_body, details),
+        lambda: HttpResponseReader("CONNECT", options.max_body, details, strict=options.strict),
         details,
         dial=options,
         tls=tls,

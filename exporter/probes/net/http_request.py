@@ -1,12 +1,12 @@
 """HTTP requests: their options, and their bytes."""
 
 import json
+import re
 import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from http.cookies import BaseCookie
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 from urllib.parse import quote
@@ -17,6 +17,7 @@ from yarl import URL
 from exporter.probes.expectations import quote_excerpt
 from exporter.probes.net.connections import DialOptions
 from exporter.probes.net.tls_contexts import ProbeTls
+from exporter.probes.net.urls import connectable_host, request_target, resolve_reference, without_zone
 from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import (
     REFERENCES_ARE_SECRET,
@@ -139,6 +140,7 @@ class HttpRequestOptions(DialOptions):
     follow_redirects: bool = True
     tls: ProbeTls = ProbeTls()
     proxy: HttpProxy | None = None
+    strict: bool = False
     max_body: Size = 10 * 1024 * 1024
 
     @property
@@ -171,14 +173,16 @@ class HttpRequestOptions(DialOptions):
             headers["authorization"] = ("Authorization", format_authorization(auth))
         # Configured headers replace the default ones, whatever their case.
         headers |= {name.lower(): (name, value.get_secret_value()) for name, value in self.headers.items()}
-        return HttpRequest(URL(self.request_url), self.verb, dict(headers.values()), body, self.proxy)
+        return HttpRequest(self.request_url, self.verb, dict(headers.values()), body, self.proxy)
 
     @cached_property
     def token_options(self) -> "HttpRequestOptions":
         """The options of a request for a token: the same connection options, with the TLS options of its own URL."""
         endpoint = self.auth.options.token_url if self.auth else Endpoint(url=self.url)
         tls = ProbeTls.model_validate(endpoint.tls.model_dump())
-        return HttpRequestOptions(url=endpoint.url, tls=tls, proxy=self.proxy, ip=self.ip, source=self.source)
+        return HttpRequestOptions(
+            url=endpoint.url, tls=tls, proxy=self.proxy, strict=self.strict, ip=self.ip, source=self.source
+        )
 
     @property
     def sends_credentials(self) -> bool:
@@ -238,7 +242,15 @@ def build_token_request(oauth2: OAuth2, proxy: HttpProxy | None, *, credentials_
         credentials = BasicAuth(username=quote(oauth2.client_id), password=secret)
         headers["Authorization"] = f"Basic {credentials.encoded}"
     headers["Content-Type"] = "application/x-www-form-urlencoded"
-    return HttpRequest(URL(oauth2.token_url.url), "POST", headers, _encode_form(form), proxy)
+    return HttpRequest(oauth2.token_url.url, "POST", headers, _encode_form(form), proxy)
+
+
+def with_server_name(tls: ProbeTls, host_header: str | None) -> ProbeTls:
+    """Return TLS options with the host of a `Host` header as the server's name, unless they have one."""
+    if host_header is None or tls.server_name is not None:
+        return tls
+    name = re.sub(r":[0-9]*$", "", host_header.strip()).strip("[]")
+    return tls.model_copy(update={"server_name": name or None})
 
 
 def _encode_form(fields: Mapping[str, str]) -> bytes:
@@ -277,22 +289,27 @@ def _escape_name(name: str) -> str:
 
 
 class HttpRequest:
-    """A request, and its bytes in `data`."""
+    """A request, and its bytes in `data`. `written_url` is sent as it is written, `url` is normalized."""
 
-    __slots__ = ("body", "data", "headers", "host", "method", "port", "proxy", "secure", "url")
+    __slots__ = (
+        "body", "data", "headers", "host", "host_header", "method", "port", "proxy", "secure", "url", "written_url"
+    )  # fmt: skip
 
     def __init__(
-        self, url: URL, method: str, headers: Mapping[str, str], body: bytes, proxy: HttpProxy | None = None
+        self, written_url: str, method: str, headers: Mapping[str, str], body: bytes, proxy: HttpProxy | None = None
     ) -> None:
-        self.url, self.method, self.headers, self.body, self.proxy = url, method, headers, body, proxy
-        self.host = url.raw_host or ""
+        """Raises ValueError and IndexError, as yarl does, if the URL is not valid."""
+        self.written_url, self.method, self.headers, self.body, self.proxy = written_url, method, headers, body, proxy
+        self.url = url = URL(written_url)
+        self.host = connectable_host(url)
         self.secure = url.scheme == "https"
         self.port = url.port or (443 if self.secure else 80)
-        host_header = next((value for name, value in headers.items() if name.lower() == "host"), None)
-        path = url.raw_path_qs or "/"
+        self.host_header = next((value for name, value in headers.items() if name.lower() == "host"), None)
+        target = request_target(written_url)
+        authority = without_zone(url.host_port_subcomponent or "")
         if proxy and not self.secure:
-            path, headers = f"http://{url.host_port_subcomponent}{path}", {**headers, **proxy.sent_headers}
-        lines = [f"{method} {path} HTTP/1.1", f"Host: {host_header or url.host_port_subcomponent}"]
+            target, headers = f"http://{authority}{target}", {**headers, **proxy.sent_headers}
+        lines = [f"{method} {target} HTTP/1.1", f"Host: {self.host_header or authority}"]
         lines += [f"{name}: {value}" for name, value in headers.items() if name.lower() != "host"]
         if body or method in ("POST", "PUT", "PATCH"):
             lines.append(f"Content-Length: {len(body)}")
@@ -309,8 +326,9 @@ class HttpRequest:
             raise ProbeFailure("protocol", f"redirected to a URL that is longer than {LOCATION_LIMIT} characters")
         if has_long_host(location):
             raise ProbeFailure("protocol", f"redirected to a host whose name is longer than {NAME_LIMIT} characters")
+        written_url = resolve_reference(self.written_url, location)
         try:
-            url = self.url.join(URL(location))
+            url = URL(written_url)
             valid = url.scheme in ("http", "https") and bool(url.host) and url.port != 0
         except (ValueError, IndexError):  # yarl raises either
             url, valid = URL(), False
@@ -327,16 +345,16 @@ class HttpRequest:
             headers = dict(_DEFAULT_HEADERS)
         if status == 303 or (status in (301, 302) and self.method == "POST"):  # noqa: PLR2004 - HTTP status codes
             headers = {k: v for k, v in headers.items() if k.lower() != "content-type"}
-            return HttpRequest(url, "HEAD" if self.method == "HEAD" else "GET", headers, b"", self.proxy)
-        return HttpRequest(url, self.method, headers, self.body, self.proxy)
+            return HttpRequest(written_url, "HEAD" if self.method == "HEAD" else "GET", headers, b"", self.proxy)
+        return HttpRequest(written_url, self.method, headers, self.body, self.proxy)
 
-    def with_cookies(self, cookies: BaseCookie[str]) -> "HttpRequest":
+    def with_cookies(self, cookies: Mapping[str, str]) -> "HttpRequest":
         """Return the same request with additional cookies."""
         configured = [value for name, value in self.headers.items() if name.lower() == "cookie"]
-        pairs = [*configured, *(f"{name}={morsel.coded_value}" for name, morsel in cookies.items())]
+        pairs = [*configured, *(f"{name}={value}" for name, value in cookies.items())]
         return self.with_header("Cookie", "; ".join(pairs)) if pairs else self
 
     def with_header(self, name: str, value: str) -> "HttpRequest":
         """Return the same request with one header added or replaced."""
         others = {key: old for key, old in self.headers.items() if key.lower() != name.lower()}
-        return HttpRequest(self.url, self.method, {**others, name: value}, self.body, self.proxy)
+        return HttpRequest(self.written_url, self.method, {**others, name: value}, self.body, self.proxy)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import httptools
 
 from exporter.probes.expectations import quote_excerpt
+from exporter.probes.net.tolerant_parser import TolerantResponseParser
 from exporter.results import ProbeDetails, ProbeFailure
 
 HEADERS_LIMIT = 256 * 1024
@@ -19,7 +20,7 @@ BODIES_LIMIT = 256 * 1024 * 1024  # bytes of all bodies that are being read
 
 @dataclass(frozen=True, slots=True)
 class HttpResponse:
-    """The final response; `body` is decoded, `duration` is that of all requests, `secure` whether it came over TLS."""
+    """The final response; `duration` is that of all requests, `secure` whether it came over TLS."""
 
     status: int
     version: str
@@ -30,6 +31,10 @@ class HttpResponse:
 
     def header(self, name: str) -> str | None:
         return join_header(self.headers, name)
+
+    def header_values(self, name: str) -> list[str]:
+        """Return the value of each header with this name."""
+        return _values_of(self.headers, name)
 
 
 class HttpResponseReader(asyncio.Protocol):
@@ -43,6 +48,8 @@ class HttpResponseReader(asyncio.Protocol):
         max_body: int,
         details: ProbeDetails,
         on_body: Callable[["HttpResponseReader", bytes], None] | None = None,
+        *,
+        strict: bool = False,
     ) -> None:
         self.headers: list[tuple[str, str]] = []
         self.body = bytearray()
@@ -60,7 +67,7 @@ class HttpResponseReader(asyncio.Protocol):
         self._body_received = False  # in the last call of data_received()
         self._has_length = False  # whether the headers determine where the body ends
         self.version = ""
-        self._parser = httptools.HttpResponseParser(self)
+        self._parser = httptools.HttpResponseParser(self) if strict else TolerantResponseParser(self)
 
     def data_received(self, data: bytes) -> None:
         if self.first_byte is None:
@@ -93,7 +100,7 @@ class HttpResponseReader(asyncio.Protocol):
         self._headers_size += len(name) + len(value)
         self._check_headers_size(self._headers_size)
         if not self.status_known:  # trailers count towards the limit, but are not used
-            self.headers.append((name.decode("latin-1").lower(), _decode_value(value)))
+            self.headers.append((name.decode("latin-1").lower(), _decode_value(value.strip(b" \t"))))
 
     def on_headers_complete(self) -> None:
         if self.done.done():
@@ -165,8 +172,13 @@ class HttpResponseReader(asyncio.Protocol):
 
 def join_header(headers: list[tuple[str, str]], name: str) -> str | None:
     """Return the values of a header, joined with commas (RFC 9110, 5.3), or None if it is missing."""
-    values = [value for key, value in headers if key == name.lower()]
+    values = _values_of(headers, name)
     return ", ".join(values) if values else None
+
+
+def _values_of(headers: list[tuple[str, str]], name: str) -> list[str]:
+    lower = name.lower()
+    return [value for key, value in headers if key == lower]
 
 
 def _decode_value(value: bytes) -> str:
