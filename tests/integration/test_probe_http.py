@@ -232,6 +232,29 @@ async def test_the_status_code_of_a_redirect_stays_known(serve: Serve, tmp_path:
     assert result.details.evidence["body"] == b"here"
 
 
+async def test_a_token_in_a_file_is_read_for_each_probe(serve: Serve, tmp_path: Path) -> None:
+    sent: list[bytes] = []
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        sent.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 401 No\r\nContent-Length: 12\r\n\r\nnot t0ken-22")
+        await writer.drain()
+
+    url = f"http://127.0.0.1:{await serve(handler)}/"
+    file = tmp_path / "token"
+    for token in ("t0ken-11", "t0ken-22"):
+        file.write_text(f"{token}\n")
+        refused = await run(tmp_path, url, auth={"bearer_file": "token"})
+        assert refused.reason == "auth"
+        assert f"\r\nAuthorization: Bearer {token}\r\n".encode() in sent[-1]
+    assert "t0ken-22" not in refused.message
+    for content, message in ((b"", "must be one line"), (b"a\nb", "must be one line"), (b"\xff", "than ASCII")):
+        file.write_bytes(content)
+        result = await run(tmp_path, url, auth={"bearer_file": "token"})
+        assert (result.reason, message in result.message) == ("error", True), result.message
+    assert len(sent) == 2
+
+
 async def silent(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
     await reader.read()
 

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yarl import URL
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from aiohttp import CookieJar
 
 MAX_REDIRECTS = 10
+TOKEN_LIMIT = 64 * 1024  # characters
 LONG_BODY = 128 * 1024  # bytes; a longer body is checked in a thread
 OnBody = Callable[[HttpResponseReader, bytes], None]
 PacedReader = PacedProtocol[HttpResponseReader]
@@ -46,14 +48,31 @@ async def fetch(options: HttpRequestOptions, details: ProbeDetails, on_body: OnB
     started = time.perf_counter()
     # Building the request reads files the first time.
     request = options.request if "request" in vars(options) else await asyncio.to_thread(lambda: options.request)
-    oauth2 = options.auth.oauth2 if options.auth else None
-    if oauth2 is None:
-        request, reader = await _follow(request, options, details, on_body)
+    auth = options.auth
+    if auth is not None and auth.oauth2 is not None:
+        request, reader = await _follow_with_token(request, auth.oauth2, options, details, on_body)
     else:
-        request, reader = await _follow_with_token(request, oauth2, options, details, on_body)
+        if auth is not None and auth.bearer_file is not None:
+            token = await asyncio.to_thread(_read_token, auth.bearer_file)
+            details.redact = details.redact.with_secret(token)
+            request = request.with_header("Authorization", f"Bearer {token}")
+        request, reader = await _follow(request, options, details, on_body)
     body = bytes(reader.body)
     duration = time.perf_counter() - started
     return HttpResponse(reader.status, reader.version, reader.headers, body, duration, request.secure)
+
+
+def _read_token(path: Path) -> str:
+    """Return the token in a file. Raises ProbeFailure."""
+    try:
+        with path.open(encoding="ascii") as file:
+            token = file.read(TOKEN_LIMIT + 1).strip()
+    except (OSError, UnicodeError) as error:
+        cause = error.strerror if isinstance(error, OSError) else "it has other characters than ASCII"
+        raise ProbeFailure("error", f"cannot read the token in {path}: {cause}") from None
+    if not token or not token.isprintable() or len(token) > TOKEN_LIMIT:
+        raise ProbeFailure("error", f"cannot read the token in {path}: it must be one line, not longer than 64 KiB")
+    return token
 
 
 async def decode(response: HttpResponse, options: HttpRequestOptions, details: ProbeDetails) -> HttpResponse:

@@ -99,7 +99,8 @@ class OAuth2(ConfigModel):
 
 
 class ProbeAuth(HttpAuth):
-    choices = ("basic", "bearer", "oauth2")
+    choices = ("basic", "bearer", "bearer_file", "oauth2")
+    bearer_file: ExistingFile | None = None  # read for each probe
     oauth2: OAuth2 | None = None
 
 
@@ -169,7 +170,7 @@ class HttpRequestOptions(DialOptions):
         if body:
             headers["content-type"] = ("Content-Type", content_type)
         auth = self.credentials
-        if auth is not None and auth.oauth2 is None:
+        if auth is not None and auth.kind in ("basic", "bearer"):
             headers["authorization"] = ("Authorization", format_authorization(auth))
         # Configured headers replace the default ones, whatever their case.
         headers |= {name.lower(): (name, value.get_secret_value()) for name, value in self.headers.items()}
