@@ -242,11 +242,13 @@ async def test_a_token_in_a_file_is_read_for_each_probe(serve: Serve, tmp_path: 
 
     url = f"http://127.0.0.1:{await serve(handler)}/"
     file = tmp_path / "token"
+    refused = None
     for token in ("t0ken-11", "t0ken-22"):
         file.write_text(f"{token}\n")
         refused = await run(tmp_path, url, auth={"bearer_file": "token"})
         assert refused.reason == "auth"
         assert f"\r\nAuthorization: Bearer {token}\r\n".encode() in sent[-1]
+    assert refused is not None
     assert "t0ken-22" not in refused.message
     for content, message in ((b"", "must be one line"), (b"a\nb", "must be one line"), (b"\xff", "than ASCII")):
         file.write_bytes(content)
