@@ -11,6 +11,7 @@ import structlog
 from exporter.api import add_routes
 from exporter.api.ping_listener import PingListener
 from exporter.metrics import ExporterMetrics
+from exporter.modules.prober import ModuleProber
 from exporter.scheduler.probe_scheduler import ProbeScheduler
 from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.model import Inventory
@@ -51,10 +52,12 @@ async def run(
     app = create_application(
         access, web_config, ready=started.is_set, on_error=lambda _request, error: metrics.count_refusal(error.status)
     )
+    modules = ModuleProber(redact)
     pings = PingListener(scheduler, metrics, web_config)
     current = loaded.inventory
 
     async def apply(inventory: Inventory) -> None:
+        await modules.load(inventory.exporter.modules_file)
         await scheduler.apply(inventory)
         await pings.listen(inventory.exporter.heartbeats.listen if scheduler.heartbeats.is_receiving else "")
 
@@ -85,7 +88,7 @@ async def run(
         await pings.close()
         await scheduler.close()
 
-    add_routes(app, scheduler, metrics, reload)
+    add_routes(app, scheduler, modules, metrics, reload)
     await serve(
         "exporter",
         app,

@@ -125,6 +125,8 @@ async def probe_dns(options: DnsProbeOptions, _context: ProbeContext, details: P
         details.add_phase("processing", time.perf_counter() - started)
     duration = time.perf_counter() - started
     details.evidence["answer"] = text = response.to_text()
+    for section in ("answer", "authority", "additional"):
+        details.evidence[f"{section} records"] = sum(map(len, getattr(response, section)))
     if len(text) > LONG_RESPONSE:
         await run_in_thread(_check, options.expect, response, duration)
     else:

@@ -4,13 +4,14 @@ import asyncio
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from exporter.probes import PROBES, ProbeContext
 from exporter.results import FailureReason, ProbeDetails, ProbeFailure, ProbeResult, replace_unencodable
 from exporter.scheduler.host_readings import HostReadings, sections_by_host
 from fleet.host.sections import HostReading
 from fleet.inventory.model import Host, Service
-from fleet.shells import Shell
+from fleet.shells import Shell, ShellError
 from fleet.shells.pool import Shells
 from runtime.redaction import Redactor
 
@@ -36,16 +37,29 @@ async def run_probe(
 
     `measured_at` is the Unix time of the state that a heartbeat has, if older than the probe.
     """
-    kind = PROBES[service.probe.kind]
+    context = ProbeContext(service.id, service.host, service.probe.timeout, shell, reading, check_heartbeat)
     details = ProbeDetails(redact=redact, measured_at=measured_at)
+    return await _run(service.probe.kind, service.probe.options, context, details)
+
+
+async def run_options(kind: str, options: Any, timeout: float, redact: Redactor) -> ProbeResult:
+    """Run a probe of no service and no host once, as `run_probe` does."""
+
+    def refuse_host() -> Any:
+        raise ShellError("the probe has no host")
+
+    context = ProbeContext("", "", timeout, refuse_host, refuse_host, refuse_heartbeat)
+    return await _run(kind, options, context, ProbeDetails(redact=redact))
+
+
+async def _run(kind: str, options: Any, context: ProbeContext, details: ProbeDetails) -> ProbeResult:
     started_at, started = time.time(), time.perf_counter()
     reason: FailureReason | None = None
     message = ""
-    timeout = service.probe.timeout
-    context = ProbeContext(service.id, service.host, timeout, shell, reading, check_heartbeat)
+    timeout = context.timeout
     try:
         async with asyncio.timeout(timeout):
-            await kind.probe(service.probe.options, context, details)
+            await PROBES[kind].probe(options, context, details)
     except ProbeFailure as failure:
         _forget_frames(failure)
         reason, message = failure.reason, failure.message

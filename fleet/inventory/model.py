@@ -21,6 +21,7 @@ from fleet.inventory.endpoints import (
     ChoiceModel,
     ConfigModel,
     Endpoint,
+    ExistingFile,
     OwnToken,
     RelativePath,
     SecretUrl,
@@ -443,6 +444,7 @@ class ExporterSettings(ConfigModel):
     url: Endpoint = Endpoint(url="http://127.0.0.1:9999")
     token: OwnToken | None = None
     heartbeats: HeartbeatSettings = HeartbeatSettings()
+    modules_file: ExistingFile | None = None
 
 
 class EventSettings(ConfigModel):

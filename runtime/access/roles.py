@@ -29,6 +29,7 @@ class AccessRequirement(Enum):
     UNCHECKED = auto()  # nothing: health, and requests with a signature of their own
     PUBLIC = auto()  # nothing, but requests of other sites are refused: the pages for signing in
     SCRAPE = auto()  # metrics
+    TARGETS = auto()  # probes of targets that the caller chooses
     WEBHOOK = auto()  # deliveries of alerts
     VIEWER = auto()  # everything but logs and evidence
     OPERATOR = auto()  # logs, evidence, and operations on services, incidents and alerts
@@ -36,7 +37,7 @@ class AccessRequirement(Enum):
 
 
 _PERMITTED: Mapping[Role, frozenset[AccessRequirement]] = {
-    Role.METRICS: frozenset({AccessRequirement.SCRAPE}),
+    Role.METRICS: frozenset({AccessRequirement.SCRAPE, AccessRequirement.TARGETS}),
     Role.WEBHOOK: frozenset({AccessRequirement.WEBHOOK}),
     Role.CLIENT: frozenset(),
     Role.VIEWER: frozenset({AccessRequirement.SCRAPE, AccessRequirement.VIEWER}),

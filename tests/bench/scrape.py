@@ -18,6 +18,7 @@ from exporter.api import add_routes
 from exporter.exposition.metrics_page import MetricsPage
 from exporter.exposition.service_series import FAMILIES, ServiceSeries
 from exporter.metrics import ExporterMetrics
+from exporter.modules.prober import ModuleProber
 from exporter.results import ProbeDetails, ProbeResult, TlsInfo
 from exporter.scheduler.probe_scheduler import ProbeScheduler
 from exporter.service_state import ServiceState
@@ -119,7 +120,7 @@ async def _longest_hold(page: MetricsPage) -> float:
     web_config = WebConfigFile(None)
     access = AccessControl(WebUsers, ConfiguredTokens(lambda _: None), write_audit=write_to_log, now=time.perf_counter)
     app = create_application(access, web_config, ready=lambda: True)
-    add_routes(app, scheduler, metrics, scheduler.close)
+    add_routes(app, scheduler, ModuleProber(Redactor()), metrics, scheduler.close)
     async with TestServer(app) as server:
         scraper = await _scraper(str(server.make_url("/metrics")))
         scrapes = asyncio.create_task(scraper.communicate(b"go\n"))

@@ -66,6 +66,7 @@ ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
         ("GET", "/metrics/healthchecks"): SCRAPE,
         ("GET", "/metrics/agents"): SCRAPE,
         ("GET", "/api/v1/sd/node-exporter"): SCRAPE,
+        ("GET", "/probe"): AccessRequirement.TARGETS,
         ("PUT", "/api/v1/pauses"): OPERATOR,
         ("GET", "/api/v1/services"): VIEWER,
         ("GET", "/api/v1/services/{id}"): VIEWER,
@@ -191,7 +192,7 @@ def empty(program: str) -> web.Application:
     app = create_application(access, WebConfigFile(None), ready=lambda: True)
     nothing = cast("Any", None)
     if program == "exporter":
-        exporter_api.add_routes(app, nothing, nothing, nothing)
+        exporter_api.add_routes(app, nothing, nothing, nothing, nothing)
     elif program == "gateway":
         proxy = Proxy(cast("Any", None), nothing, nothing, nothing, access)
         api_of_gateway.add_routes(app, api_of_gateway.GatewayApi(nothing, nothing, nothing, access, nothing), proxy)

@@ -24,6 +24,8 @@ from aiohttp import web
 
 from defib.demo.launcher import Launcher
 from defib.demo.stack import reserve_ports
+from exporter.modules.prober import ModuleProber
+from exporter.modules.series import render
 from exporter.results import ProbeResult
 from exporter.scheduler.probe_runner import probe_once
 from fleet.inventory.loading import LoadedInventory
@@ -313,6 +315,7 @@ class World:
     blackbox: httpx.AsyncClient
     known: LoadedInventory
     targets: list[str]
+    modules: ModuleProber
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -347,7 +350,9 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
         )
 
         await eventually(lambda: _healthy(client))
-        yield World(client, known, targets)
+        prober = ModuleProber(Redactor())
+        await prober.load(folder / "blackbox.yml")
+        yield World(client, known, targets, prober)
 
 
 def _timeout(case: Case) -> str:
@@ -410,3 +415,28 @@ async def test_same_result_as_blackbox_exporter(world: World, name: str) -> None
     asked = {"module": f"m{number}", "target": world.targets[number], "debug": "true"}
     theirs = await world.blackbox.get("/probe", params=asked)
     assert (f"\nprobe_success {int(up)}\n" in theirs.text) is True, theirs.text
+
+
+# Of addresses, theirs publishes a hash, whose choice is theirs.
+OURS_LACKS = {"probe_ip_addr_hash", "probe_expect_info"}
+
+
+@pytest.mark.needs("prometheus-blackbox-exporter")
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("name", CASES)
+async def test_same_series_as_blackbox_exporter(world: World, name: str) -> None:
+    number, up = list(CASES).index(name), CASES[name].up
+    ours = await world.modules.probe(f"m{number}", world.targets[number], "", None)
+    assert ours.result.success == up, ours.result.message
+    asked = {"module": f"m{number}", "target": world.targets[number]}
+    theirs = series((await world.blackbox.get("/probe", params=asked)).text)
+    own = series(render(ours).decode())
+    lacking = OURS_LACKS | ({"probe_ssl_last_chain_expiry_timestamp_seconds"} if "skip_verify" in name else set())
+    assert {key for key, _ in theirs} - lacking - {key for key, _ in own} == set()
+
+
+def series(text: str) -> dict[tuple[str, str], float]:
+    """Return the samples of a page: values by name and labels."""
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    samples = (line.rpartition(" ") for line in lines)
+    return {(name.partition("{")[0], name.partition("{")[2]): float(value) for name, _, value in samples}

@@ -1,0 +1,186 @@
+"""blackbox_exporter's configuration file (https://github.com/prometheus/blackbox_exporter/blob/master/CONFIGURATION.md).
+
+What the exporter cannot do as that program does is refused, so that no module checks less than it says.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+
+from runtime.errors import DefibError
+
+FILE_LIMIT = 4 * 2**20  # bytes
+IpProtocol = Literal["", "ip4", "ip6"]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _as_text(value: object) -> object:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Text = Annotated[str, BeforeValidator(_as_text)]
+
+
+class TlsConfig(_Model):
+    insecure_skip_verify: bool = False
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+    server_name: str = ""
+    min_version: Literal["", "TLS10", "TLS11", "TLS12", "TLS13"] = ""
+    max_version: Literal["", "TLS10", "TLS11", "TLS12", "TLS13"] = ""
+
+
+class BasicAuth(_Model):
+    username: str = ""
+    password: SecretStr = SecretStr("")
+    password_file: str = ""
+
+
+class Authorization(_Model):
+    type: str = "Bearer"
+    credentials: SecretStr = SecretStr("")
+    credentials_file: str = ""
+
+
+class OAuth2(_Model):
+    client_id: str
+    client_secret: SecretStr = SecretStr("")
+    client_secret_file: str = ""
+    token_url: str
+    scopes: list[str] = []
+    endpoint_params: dict[str, str] = Field(default_factory=dict)
+
+
+class HeaderMatch(_Model):
+    header: str
+    regexp: str
+    allow_missing: bool = False
+
+
+class HttpModule(_Model):
+    valid_status_codes: list[int] = []
+    valid_http_versions: list[str] = []
+    method: str = "GET"
+    headers: dict[str, SecretStr] = Field(default_factory=dict)
+    body: str = ""
+    body_file: str = ""
+    body_size_limit: str | int = 0
+    compression: str = ""
+    follow_redirects: bool = True
+    no_follow_redirects: bool = False
+    fail_if_ssl: bool = False
+    fail_if_not_ssl: bool = False
+    fail_if_body_matches_regexp: list[str] = []
+    fail_if_body_not_matches_regexp: list[str] = []
+    fail_if_header_matches: list[HeaderMatch] = []
+    fail_if_header_not_matches: list[HeaderMatch] = []
+    basic_auth: BasicAuth | None = None
+    authorization: Authorization | None = None
+    bearer_token: SecretStr = SecretStr("")
+    bearer_token_file: str = ""
+    oauth2: OAuth2 | None = None
+    proxy_url: str = ""
+    proxy_connect_header: dict[str, list[SecretStr]] = Field(default_factory=dict)
+    skip_resolve_phase_with_proxy: bool = False
+    enable_http2: bool = True
+    tls_config: TlsConfig = TlsConfig()
+    preferred_ip_protocol: IpProtocol = ""
+    ip_protocol_fallback: bool = True
+    source_ip_address: str = ""
+
+
+class QueryResponse(_Model):
+    expect: str = ""
+    send: str = ""
+    starttls: bool = False
+
+
+class TcpModule(_Model):
+    query_response: list[QueryResponse] = []
+    tls: bool = False
+    tls_config: TlsConfig = TlsConfig()
+    preferred_ip_protocol: IpProtocol = ""
+    ip_protocol_fallback: bool = True
+    source_ip_address: str = ""
+
+
+class RecordChecks(_Model):
+    fail_if_matches_regexp: list[str] = []
+    fail_if_all_match_regexp: list[str] = []
+    fail_if_not_matches_regexp: list[str] = []
+    fail_if_none_matches_regexp: list[str] = []
+
+
+class DnsModule(_Model):
+    query_name: str
+    query_type: str = "ANY"
+    query_class: str = "IN"
+    recursion_desired: bool = True
+    transport_protocol: Literal["udp", "tcp"] = "udp"
+    dns_over_tls: bool = False
+    tls_config: TlsConfig = TlsConfig()
+    valid_rcodes: list[str] = []
+    validate_answer_rrs: RecordChecks = RecordChecks()
+    validate_authority_rrs: RecordChecks = RecordChecks()
+    validate_additional_rrs: RecordChecks = RecordChecks()
+    preferred_ip_protocol: IpProtocol = ""
+    ip_protocol_fallback: bool = True
+    source_ip_address: str = ""
+
+
+class IcmpModule(_Model):
+    payload_size: int = 0
+    dont_fragment: bool = False
+    ttl: int = 0
+    preferred_ip_protocol: IpProtocol = ""
+    ip_protocol_fallback: bool = True
+    source_ip_address: str = ""
+
+
+class GrpcModule(_Model):
+    service: str = ""
+    tls: bool = False
+    tls_config: TlsConfig = TlsConfig()
+    preferred_ip_protocol: IpProtocol = ""
+    ip_protocol_fallback: bool = True
+
+
+class Module(_Model):
+    """A way to probe targets; the section of its `prober` has the options. `timeout` is a duration of Prometheus'."""
+
+    prober: Literal["http", "tcp", "dns", "icmp", "grpc"]
+    timeout: Text = ""
+    http: HttpModule = HttpModule()
+    tcp: TcpModule = TcpModule()
+    dns: DnsModule | None = None
+    icmp: IcmpModule = IcmpModule()
+    grpc: GrpcModule = GrpcModule()
+
+
+class _File(_Model):
+    modules: dict[str, Module]
+
+
+def read_file(path: Path) -> dict[str, Module]:
+    """Read the modules of a file, by name. Raises DefibError."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(FILE_LIMIT + 1)
+        if len(content) > FILE_LIMIT:
+            raise DefibError(f"{path}: larger than {FILE_LIMIT} bytes")
+        written: Any = yaml.safe_load(content)
+        return _File.model_validate(written if written is not None else {}).modules
+    except OSError as error:
+        raise DefibError(f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeError, RecursionError) as error:
+        raise DefibError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise DefibError(f"{path}: {where}: {first['msg']}") from error

@@ -1,0 +1,124 @@
+"""Probes targets with the modules of blackbox_exporter's configuration file."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from exporter.modules.blackbox_file import Module, read_file
+from exporter.modules.translation import translate
+from exporter.probes import PROBES
+from exporter.results import ProbeResult
+from exporter.scheduler.probe_runner import run_options
+from fleet.inventory.secrets import find_secrets
+from fleet.inventory.units import parse_positive_duration
+from runtime.errors import DefibError
+from runtime.redaction import Redactor
+
+EXAMPLES = {"http": "localhost", "tcp": "localhost:1", "dns": "localhost", "icmp": "localhost", "grpc": "localhost:1"}
+KEPT = 10_000  # targets whose options are kept, with their tokens
+CONCURRENT = 500  # probes
+DEFAULT_TIMEOUT = 120.0  # seconds, as blackbox_exporter has
+OFFSET = 0.5  # seconds before the timeout of a scrape
+
+
+class UnknownModuleError(DefibError):
+    """There is no such module."""
+
+
+class InvalidTargetError(DefibError):
+    """A module cannot probe the target."""
+
+
+@dataclass(frozen=True)
+class ModuleProbe:
+    """A result, the kind of the probe and its options."""
+
+    prober: str
+    options: Any
+    result: ProbeResult
+
+
+class ModuleProber:
+    """Probes targets; `load` puts a file of modules in force."""
+
+    def __init__(self, redact: Redactor) -> None:
+        self._redact = redact
+        self._modules: Mapping[str, Module] = {}
+        self._options: OrderedDict[tuple[str, str, str], Any] = OrderedDict()
+        self._free = asyncio.Semaphore(CONCURRENT)
+        self.is_enabled = False
+
+    async def load(self, path: Path | None) -> None:
+        """Put the modules of a file in force; without one, there are none. Raises DefibError."""
+        modules = await asyncio.to_thread(read_modules, path) if path is not None else {}
+        self._modules, self.is_enabled = modules, path is not None
+        self._options.clear()
+
+    async def probe(self, name: str, target: str, hostname: str, scrape_timeout: float | None) -> ModuleProbe:
+        """Probe a target once. Raises UnknownModuleError and InvalidTargetError."""
+        module = self._modules.get(name)
+        if module is None:
+            raise UnknownModuleError(f"unknown module {name!r}")
+        options = await self._find_options(name, module, target, hostname)
+        timeout = parse_timeout(module) or DEFAULT_TIMEOUT
+        if scrape_timeout is not None:
+            timeout = min(timeout, max(scrape_timeout - OFFSET, scrape_timeout / 2))
+        async with self._free:
+            result = await run_options(module.prober, options, timeout, self._redact)
+        return ModuleProbe(module.prober, options, result)
+
+    async def _find_options(self, name: str, module: Module, target: str, hostname: str) -> Any:
+        """Return the options for a target, which keep its OAuth 2 token."""
+        key = name, target, hostname
+        options = self._options.get(key)
+        if options is None:
+            try:
+                # In a thread: it may read files.
+                options, secrets = await asyncio.to_thread(create_options, module, target, hostname)
+            except ValueError as error:
+                raise InvalidTargetError(f"module {name}: {_first_problem(error)}") from None
+            self._redact.add(secrets)
+            self._options[key] = options
+            if len(self._options) > KEPT:
+                self._options.popitem(last=False)
+        else:
+            self._options.move_to_end(key)
+        return options
+
+
+def read_modules(path: Path) -> Mapping[str, Module]:
+    """Read a file of modules, each of which can probe a target. Raises DefibError."""
+    modules = read_file(path)
+    for name, module in modules.items():
+        try:
+            parse_timeout(module)
+            create_options(module, EXAMPLES[module.prober], "")
+        except ValueError as error:
+            raise DefibError(f"{path}: modules.{name}: {_first_problem(error)}") from None
+    return modules
+
+
+def parse_timeout(module: Module) -> float | None:
+    """Return the timeout of a module in seconds, None if it has none. Raises ValueError."""
+    return parse_positive_duration(module.timeout) if module.timeout not in ("", "0", "0s") else None
+
+
+def create_options(module: Module, target: str, hostname: str) -> tuple[Any, list[str]]:
+    """Return the options of the module's probe for a target, and the secrets in them. Raises ValueError."""
+    written = translate(module, target, hostname)
+    options = PROBES[module.prober].options.model_validate(written)
+    return options, list(find_secrets(written, options))
+
+
+def _first_problem(error: ValueError) -> str:
+    """Return what is wrong, without the values: they may be secrets."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors(include_input=False, include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}"

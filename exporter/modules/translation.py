@@ -1,0 +1,239 @@
+"""Translates a module of blackbox_exporter and a target into the options of a probe."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from exporter.modules.blackbox_file import (
+    Authorization,
+    DnsModule,
+    GrpcModule,
+    HeaderMatch,
+    HttpModule,
+    IcmpModule,
+    Module,
+    RecordChecks,
+    TcpModule,
+    TlsConfig,
+)
+
+SECRET_LIMIT = 64 * 1024  # bytes of a file with a password
+_VERSIONS = {"TLS10": "1.0", "TLS11": "1.1", "TLS12": "1.2", "TLS13": "1.3"}
+_HTTP_VERSIONS = {"HTTP/1.0": "1.0", "HTTP/1.1": "1.1"}
+_GROUP = re.compile(r"\$\{(\d)\}|\$(\d)(?!\d)")
+_OUR_GROUP = re.compile(r"(?<!\$)\{\d\}")
+
+
+def translate(module: Module, target: str, hostname: str = "") -> dict[str, Any]:
+    """Return the options of the probe of the kind `module.prober`. Raises ValueError if there are none.
+
+    `hostname` is sent as the name of the host in HTTP and TLS, unless the module has others.
+    """
+    if module.prober == "http":
+        return _translate_http(module.http, target, hostname)
+    if module.prober == "tcp":
+        return _translate_tcp(module.tcp, target, hostname)
+    if module.prober == "dns":
+        if module.dns is None:
+            raise ValueError("dns: query_name is missing")
+        return _translate_dns(module.dns, target)
+    if module.prober == "icmp":
+        return _translate_icmp(module.icmp, target)
+    return _translate_grpc(module.grpc, target)
+
+
+def _translate_http(module: HttpModule, target: str, hostname: str) -> dict[str, Any]:
+    tls = _translate_tls(module.tls_config)
+    headers = {name: value.get_secret_value() for name, value in module.headers.items()}
+    if hostname and not any(name.lower() == "host" for name in headers):
+        headers["Host"] = hostname
+    if module.authorization is not None and module.authorization.type.lower() != "bearer":
+        headers["Authorization"] = _format_authorization(module.authorization)
+    if module.compression and not any(name.lower() == "accept-encoding" for name in headers):
+        headers["Accept-Encoding"] = module.compression
+    options: dict[str, Any] = {
+        "url": target if target.startswith(("http://", "https://")) else f"http://{target}",
+        "method": module.method or "GET",
+        "headers": headers,
+        "follow_redirects": module.follow_redirects and not module.no_follow_redirects,
+        "tls": tls,
+        "expect": _expect_of_http(module),
+        **_auth_of(module),
+        **_dial(module),
+    }
+    if module.body and module.body_file:
+        raise ValueError("http: body and body_file exclude each other")
+    if module.body or module.body_file:
+        options["body"] = module.body or _read_text(module.body_file)
+    if module.body_size_limit:
+        size = str(module.body_size_limit)
+        options["max_body"] = f"{size}B" if size.isdigit() else re.sub(r"(?<=\d)([KMG])B$", r"\1iB", size)
+    if module.proxy_url:
+        headers_of_proxy = module.proxy_connect_header.items()
+        sent = {name: value.get_secret_value() for name, values in headers_of_proxy for value in values}
+        options["proxy"] = {"url": module.proxy_url, "headers": sent}
+    return options
+
+
+def _expect_of_http(module: HttpModule) -> dict[str, Any]:
+    expect: dict[str, Any] = {
+        "body_lacks": module.fail_if_body_matches_regexp,
+        "body_matches": module.fail_if_body_not_matches_regexp,
+        "headers": _expect_of_headers(module.fail_if_header_matches, module.fail_if_header_not_matches),
+    }
+    if module.valid_status_codes:
+        expect["status"] = module.valid_status_codes
+    if module.valid_http_versions:
+        versions = [_HTTP_VERSIONS[each] for each in module.valid_http_versions if each in _HTTP_VERSIONS]
+        if not versions:
+            raise ValueError("http: valid_http_versions: only HTTP/1.0 and HTTP/1.1 are used")
+        expect["http_version"] = versions
+    if module.fail_if_ssl and module.fail_if_not_ssl:
+        raise ValueError("http: fail_if_ssl and fail_if_not_ssl exclude each other")
+    if module.fail_if_ssl or module.fail_if_not_ssl:
+        expect["tls"] = module.fail_if_not_ssl
+    return expect
+
+
+def _expect_of_headers(lacking: list[HeaderMatch], matching: list[HeaderMatch]) -> dict[str, Any]:
+    """Return what is expected of each header. Raises ValueError if one probe cannot check it all."""
+    expected: dict[str, dict[str, Any]] = {}
+    for key, checks in (("lacks", lacking), ("matches", matching)):
+        for check in checks:
+            found = expected.setdefault(check.header.lower(), {"optional": check.allow_missing})
+            if found["optional"] != check.allow_missing:
+                raise ValueError(f"http: the checks of the header {check.header} differ in allow_missing")
+            if key == "matches" and key in found:
+                raise ValueError(f"http: the header {check.header} has two checks in fail_if_header_not_matches")
+            found[key] = f"(?:{found[key]})|(?:{check.regexp})" if key in found else check.regexp
+    return expected
+
+
+def _auth_of(module: HttpModule) -> dict[str, Any]:
+    basic, authorization, oauth2 = module.basic_auth, module.authorization, module.oauth2
+    if basic is not None:
+        password = basic.password.get_secret_value() or (_read_text(basic.password_file) if basic.password_file else "")
+        return {"auth": {"basic": {"username": basic.username, "password": password}}}
+    if oauth2 is not None:
+        secret = oauth2.client_secret.get_secret_value() or _read_text(oauth2.client_secret_file)
+        written = oauth2.model_dump(include={"client_id", "token_url", "scopes", "endpoint_params"})
+        return {"auth": {"oauth2": {**written, "client_secret": secret}}}
+    token, file = module.bearer_token.get_secret_value(), module.bearer_token_file
+    if authorization is not None and authorization.type.lower() == "bearer":
+        token, file = authorization.credentials.get_secret_value(), authorization.credentials_file
+    if token:
+        return {"auth": {"bearer": token}}
+    return {"auth": {"bearer_file": Path(file)}} if file else {}
+
+
+def _format_authorization(authorization: Authorization) -> str:
+    credentials = authorization.credentials.get_secret_value()
+    return f"{authorization.type} {credentials or _read_text(authorization.credentials_file)}"
+
+
+def _translate_tcp(module: TcpModule, target: str, hostname: str) -> dict[str, Any]:
+    steps: list[dict[str, Any]] = []
+    for entry in module.query_response:
+        if entry.expect:
+            steps.append({"expect": entry.expect})
+        if entry.send:
+            steps.append({"send": f"{_translate_groups(entry.send)}\n"})
+        if entry.starttls:
+            steps.append({"starttls": True})
+    tls = _translate_tls(module.tls_config)
+    if hostname:
+        tls.setdefault("server_name", hostname)
+    uses_tls = module.tls or any(entry.starttls for entry in module.query_response)
+    return {"address": target, "dialogue": steps, **({"tls": tls} if uses_tls else {}), **_dial(module)}
+
+
+def _translate_groups(text: str) -> str:
+    if _OUR_GROUP.search(text):
+        raise ValueError(f"tcp: send: {text!r} has a number in braces, which stands for a group here")
+    return _GROUP.sub(lambda found: f"{{{found[1] or found[2]}}}", text)
+
+
+def _translate_dns(module: DnsModule, target: str) -> dict[str, Any]:
+    transport = "tls" if module.dns_over_tls else module.transport_protocol
+    sections = {
+        "answer": module.validate_answer_rrs,
+        "authority": module.validate_authority_rrs,
+        "additional": module.validate_additional_rrs,
+    }
+    expect: dict[str, Any] = {name: _translate_records(checks) for name, checks in sections.items()}
+    if module.valid_rcodes:
+        expect["rcode"] = module.valid_rcodes
+    return {
+        "server": target,
+        "name": module.query_name,
+        "type": module.query_type,
+        "class": module.query_class,
+        "recursion": module.recursion_desired,
+        "transport": transport,
+        "expect": expect,
+        **({"tls": _translate_tls(module.tls_config)} if transport == "tls" else {}),
+        **_dial(module),
+    }
+
+
+def _translate_records(checks: RecordChecks) -> dict[str, Any]:
+    return {
+        "lacks": _with_blanks(checks.fail_if_matches_regexp),
+        "not_all_match": _with_blanks(checks.fail_if_all_match_regexp),
+        "all_match": _with_blanks(checks.fail_if_not_matches_regexp),
+        "matches": _with_blanks(checks.fail_if_none_matches_regexp),
+    }
+
+
+def _with_blanks(patterns: Iterable[str]) -> list[str]:
+    """Return patterns of records for ours, whose fields are separated by single blanks instead of tabs."""
+    return [re.sub(r"(?:\\t|\t)(?:[+*])?", " ", pattern) for pattern in patterns]
+
+
+def _translate_icmp(module: IcmpModule, target: str) -> dict[str, Any]:
+    options = {"address": target, "dont_fragment": module.dont_fragment, **_dial(module)}
+    if module.payload_size:
+        options["size"] = module.payload_size
+    if module.ttl:
+        options["ttl"] = module.ttl
+    return options
+
+
+def _translate_grpc(module: GrpcModule, target: str) -> dict[str, Any]:
+    tls = {"tls": _translate_tls(module.tls_config)} if module.tls else {}
+    return {"address": target, "service": module.service, **tls, **_dial(module)}
+
+
+def _translate_tls(config: TlsConfig) -> dict[str, Any]:
+    written: dict[str, Any] = {"verify": not config.insecure_skip_verify}
+    for key in ("ca_file", "cert_file", "key_file"):
+        if getattr(config, key):
+            written[key] = Path(getattr(config, key))
+    if config.server_name:
+        written["server_name"] = config.server_name
+    for key in ("min_version", "max_version"):
+        if getattr(config, key):
+            written[key] = _VERSIONS[getattr(config, key)]
+    return written
+
+
+def _dial(module: HttpModule | TcpModule | DnsModule | IcmpModule | GrpcModule) -> dict[str, Any]:
+    preferred = 4 if module.preferred_ip_protocol == "ip4" else 6  # which is their default
+    source = getattr(module, "source_ip_address", "")
+    return {
+        "ip": [preferred, 10 - preferred] if module.ip_protocol_fallback else [preferred],
+        **({"source": source} if source else {}),
+    }
+
+
+def _read_text(path: str) -> str:
+    """Return the text of a file without white space at its ends. Raises ValueError."""
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            text = file.read(SECRET_LIMIT + 1)
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
+    if len(text) > SECRET_LIMIT:
+        raise ValueError(f"{path} is longer than {SECRET_LIMIT} characters")
+    return text.strip()

@@ -1,0 +1,128 @@
+"""`GET /probe` of the exporter: blackbox_exporter's modules and Prometheus' configuration for them."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from exporter.modules.prober import read_modules
+from runtime.errors import DefibError
+from tests.integration.conftest import Serve
+from tests.integration.exporter_process import Exporter
+from tests.integration.test_exporter_api import exporter
+from tests.support import NO_TLS, eventually
+
+__all__ = ["exporter"]
+
+TOKEN = {"Authorization": "Bearer a-token-for-prometheus"}
+MODULES = {
+    "http_2xx": {"prober": "http", "timeout": "5s", "http": {"fail_if_body_not_matches_regexp": ["hello"]}},
+    "http_secret": {"prober": "http", "http": {"bearer_token": "t0p-secret-value"}},
+    "ssh": {"prober": "tcp", "timeout": "1s", "tcp": {"query_response": [{"expect": "^SSH-2.0-"}]}},
+}
+
+
+def configure(exporter: Exporter, modules: Any = MODULES) -> Path:
+    file = exporter.folder / "blackbox.yml"
+    file.write_text(yaml.safe_dump({"modules": modules}))
+    own = {"token": "t0ken", "modules_file": "../blackbox.yml"}
+    exporter.configure({}, access={"metrics_token": "a-token-for-prometheus"}, exporter=own)
+    return file
+
+
+async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    head = await reader.readuntil(b"\r\n\r\n")
+    body = b"hello " + head[-200:].replace(b"\r\n", b" ")
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    await writer.drain()
+
+
+async def probe(exporter: Exporter, headers: Any = TOKEN, **query: str) -> httpx.Response:
+    return await exporter.client.get("/probe", params=query, headers=headers)
+
+
+async def test_targets_are_probed_with_modules(exporter: Exporter, serve: Serve) -> None:
+    target = f"127.0.0.1:{await serve(answer)}"
+    configure(exporter)
+    await exporter.start()
+    good = await probe(exporter, target=target)
+    assert good.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    assert "\nprobe_success 1.0\n" in good.text
+    assert "\nprobe_http_status_code 200.0\n" in good.text
+    assert "\nprobe_success 0.0\n" in (await probe(exporter, target=target, module="ssh")).text
+    assert "\nprobe_success 0.0\n" in (await probe(exporter, target="127.0.0.1:1")).text
+    debug = await probe(exporter, target=target, module="http_secret", debug="true")
+    assert debug.text.startswith("The probe has succeeded\n")
+    assert "t0p-secret-value" not in debug.text + (exporter.folder / "log").read_text()
+
+
+async def test_who_may_probe_which_targets(exporter: Exporter, serve: Serve) -> None:
+    target = f"127.0.0.1:{await serve(answer)}"
+    configure(exporter)
+    await exporter.start()
+    async with httpx.AsyncClient(verify=NO_TLS, trust_env=False) as client:  # also on loopback
+        url = exporter.client.base_url.join("/probe")
+        assert (await client.get(url, params={"target": target})).status_code == 401
+    assert (await probe(exporter, headers={"Authorization": "Bearer wrong"}, target=target)).status_code == 401
+    for query, message in (
+        ({}, "the parameter target is missing"),
+        ({"target": "x" * 9000}, "too long"),
+        ({"target": target, "module": "nothing"}, "unknown module 'nothing'"),
+        ({"target": "http://user:pa ss@[/"}, "module http_2xx"),
+        ({"target": "no-port", "module": "ssh"}, "module ssh"),
+    ):
+        refused = await probe(exporter, **query)
+        assert (refused.status_code, message in refused.text) == (400, True), refused.text
+
+
+async def test_without_a_file_of_modules_there_are_none(exporter: Exporter) -> None:
+    exporter.configure({}, access={"metrics_token": "a-token-for-prometheus"})
+    await exporter.start()
+    assert (await probe(exporter, target="127.0.0.1:1")).status_code == 404
+
+
+async def test_a_reload_reads_the_modules_again(exporter: Exporter, serve: Serve) -> None:
+    target = f"127.0.0.1:{await serve(answer)}"
+    file = configure(exporter)
+    await exporter.start()
+    file.write_text(yaml.safe_dump({"modules": {"http_2xx": {"prober": "http", "http": {"unknown": 1}}}}))
+    await exporter.client.post("/-/reload")
+
+    async def is_refused() -> bool:
+        return await exporter.value("defib_config_last_reload_successful") == 0
+
+    await eventually(is_refused)
+    assert "\nprobe_success 1.0\n" in (await probe(exporter, target=target)).text
+    file.write_text(yaml.safe_dump({"modules": {"new": {"prober": "http"}}}))
+    await exporter.client.post("/-/reload")
+    assert "\nprobe_success 1.0\n" in (await probe(exporter, target=target, module="new")).text
+    assert (await probe(exporter, target=target)).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("modules: {a: {prober: smtp}}", "modules.a.prober"),
+        ("modules: {a: {prober: http, http: {methd: GET}}}", "modules.a.http.methd"),
+        ("modules: {a: {prober: dns}}", "modules.a: dns: query_name is missing"),
+        ("modules: {a: {prober: http, timeout: soon}}", "modules.a: "),
+        ("modules: {a: {prober: http, http: {fail_if_body_matches_regexp: ['(']}}}", "modules.a: "),
+        ("modules: {a: {prober: http, http: {valid_http_versions: [HTTP/2.0]}}}", "only HTTP/1.0 and HTTP/1.1"),
+        ("modules: {a: {prober: http, http: {basic_auth: {username: u, password_file: /nonexistent}}}}", "cannot read"),
+        ("modules: {a: {prober: http, http: {headers: {X: ['s3cret-value']}}}}", "modules.a.http.headers.X"),
+        ("{", "not valid YAML"),
+        ("", "modules: Field required"),
+        ("[1]", "valid dictionary"),
+    ],
+)
+def test_files_that_are_refused(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "blackbox.yml"
+    file.write_text(content)
+    with pytest.raises(DefibError) as caught:
+        read_modules(file)
+    assert message in str(caught.value)
+    assert str(file) in str(caught.value)
+    assert "s3cret" not in str(caught.value)
