@@ -223,13 +223,17 @@ async def _converse(
     dialogue = Dialogue(receive, details)
     for step in options.dialogue:
         step_name = dialogue.next_step()
-        if step.expect is not None:
-            await dialogue.expect(step.expect)
-        elif step.send is not None:
-            try:
-                await socket.send_str(dialogue.fill_groups(step.send).decode("utf-8", "replace"))
-            except (aiohttp.ClientError, OSError) as error:
-                raise ProbeFailure("protocol", f"{step_name}: the peer closed the connection") from error
+        data = dialogue.data_of(step)
+        if data is None:
+            await dialogue.await_step(step)
+            continue
+        try:
+            if step.send_bytes is not None:
+                await socket.send_bytes(data)
+            else:
+                await socket.send_str(data.decode("utf-8", "replace"))
+        except (aiohttp.ClientError, OSError) as error:
+            raise ProbeFailure("protocol", f"{step_name}: the peer closed the connection") from error
 
 
 WEBSOCKET = ProbeKind(WebsocketProbeOptions, probe_websocket)

@@ -230,6 +230,8 @@ async def echoing(request: web.Request) -> web.StreamResponse:
         if message.type is WSMsgType.TEXT:
             asked = message.data
             await socket.send_str('{"op": "pong"}' if asked == '{"op": "ping"}' else asked)
+        elif message.type is WSMsgType.BINARY:
+            await socket.send_bytes(message.data)
     return socket
 
 

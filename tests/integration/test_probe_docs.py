@@ -91,12 +91,25 @@ async def test_tcp(tmp_path: Path) -> None:
         await writer.drain()
         await reader.read()
 
+    async def socks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert await reader.readexactly(3) == b"\x05\x01\x00"
+        writer.write(b"\x05\x00")
+        await reader.read()
+
+    async def console(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"\r\nlogin: ")
+        await reader.read()
+
     context = Authority.made(tmp_path / "mail-ca.pem").server("mail.example")
-    async with peers.mail_server(context) as mail, peers.raw_server(banner) as ssh, peers.chat_server() as chat:
+    async with (
+        peers.mail_server(context) as mail, peers.raw_server(banner) as ssh, peers.chat_server() as chat,
+        peers.raw_server(socks) as proxy, peers.raw_server(console) as telnet,
+    ):  # fmt: skip
         await run(
             tmp_path, "tcp",
             {"mail.example:25": f"127.0.0.1:{mail}", "bastion.example:22": f"127.0.0.1:{ssh}",
-             "irc.example:6667": f"127.0.0.1:{chat}"},
+             "irc.example:6667": f"127.0.0.1:{chat}", "socks.example:1080": f"127.0.0.1:{proxy}",
+             "console.example:23": f"127.0.0.1:{telnet}"},
         )  # fmt: skip
 
 

@@ -517,6 +517,12 @@ async def test_client_certificates_of_grpc(tmp_path: Path, authority: Authority)
             "step 2 of the dialogue: expected '^bye$', received 'hello'",
         ),
         ([{"expect": "."}], "timeout", ""),
+        ([{"send_bytes": "00 ff 01"}, {"expect_bytes": "ff01"}], None, ""),
+        (
+            [{"send_bytes": "00 ff 01"}, {"expect_bytes": "02"}],
+            "protocol",
+            "step 2 of the dialogue: expected the bytes 02, received 00 ff 01",
+        ),
     ],
 )
 async def test_websocket(tmp_path: Path, authority: Authority, dialogue: Any, reason: str | None, message: str) -> None:
