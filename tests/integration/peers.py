@@ -4,10 +4,10 @@ import asyncio
 import contextlib
 import json
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import dnslib
 import dnslib.server
@@ -118,6 +118,29 @@ async def raw_server(
         server.close()
 
 
+class _DatagramServer(asyncio.DatagramProtocol):
+    def __init__(self, answers: Callable[[bytes], Iterable[bytes]]) -> None:
+        self._answers = answers
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.DatagramTransport", transport)  # uvloop's is no subclass
+
+    def datagram_received(self, data: bytes, address: Any) -> None:
+        for answer in self._answers(data):
+            self._transport.sendto(answer, address)
+
+
+@contextlib.asynccontextmanager
+async def datagram_server(answers: Callable[[bytes], Iterable[bytes]]) -> AsyncIterator[int]:
+    """Answer each datagram with those that a function returns; yields the port."""
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_datagram_endpoint(lambda: _DatagramServer(answers), ("127.0.0.1", 0))
+    try:
+        yield int(transport.get_extra_info("sockname")[1])
+    finally:
+        transport.close()
+
+
 @contextlib.asynccontextmanager
 async def mail_server(context: ssl.SSLContext | None) -> AsyncIterator[int]:
     """A mail server that offers STARTTLS."""
@@ -149,8 +172,22 @@ async def chat_server() -> AsyncIterator[int]:
         yield port
 
 
+_RECORDS = {
+    "text": '60 TXT "v=spf1 -all"',
+    "local": "60 A 127.0.0.1",
+    "four": "60 A 127.0.0.1",
+    "lossy": "60 A 127.0.0.1",
+    "six": "60 AAAA ::1",
+    "alias": "60 CNAME local.test.\nlocal.test. 60 A 127.0.0.1",
+    "soa": "60 SOA ns.test. admin.test. 2026113001 7200 3600 1209600 300",
+}
+
+
 class _Zone(dnslib.server.BaseResolver):  # type: ignore[misc] # dnslib has no types
     """Answers by the first label of the name."""
+
+    def __init__(self) -> None:
+        self.asked: set[tuple[str, int]] = set()  # first labels and types of queries
 
     def resolve(self, request: Any, handler: Any) -> Any:
         reply = request.reply()
@@ -162,17 +199,23 @@ class _Zone(dnslib.server.BaseResolver):  # type: ignore[misc] # dnslib has no t
             reply.add_answer(*dnslib.RR.fromZone(f"{name} 60 A 192.0.2.1\n{name} 60 A 192.0.2.2"))
             reply.add_auth(*dnslib.RR.fromZone("test. 60 NS ns.test."))
             reply.add_ar(*dnslib.RR.fromZone("ns.test. 60 A 192.0.2.53"))
-        elif first == "text":
-            reply.add_answer(*dnslib.RR.fromZone(f'{name} 60 TXT "v=spf1 -all"'))
         elif first == "many":
             reply.add_answer(
                 *dnslib.RR.fromZone("\n".join(f"{name} 60 A 10.0.{n // 250}.{n % 250}" for n in range(300)))
             )
         elif first == "norecursion":
             reply.header.rcode = dnslib.RCODE.REFUSED if request.header.rd else dnslib.RCODE.NOERROR
-        elif first == "silent":
-            raise dnslib.DNSError("it says nothing")
+        elif first in _RECORDS:
+            reply.add_answer(*dnslib.RR.fromZone(f"{name} {_RECORDS[first]}"))
+        self._lose(first, request.q.qtype)
         return reply
+
+    def _lose(self, first: str, kind: int) -> None:
+        """Raise an error, upon which the server does not answer, if the query is to be lost."""
+        is_first = (first, kind) not in self.asked
+        self.asked.add((first, kind))
+        if first == "silent" or (first == "four" and kind == dnslib.QTYPE.AAAA) or (first == "lossy" and is_first):
+            raise dnslib.DNSError("it says nothing")
 
 
 class _QuietLogger(dnslib.server.DNSLogger):  # type: ignore[misc] # dnslib has no types

@@ -113,6 +113,15 @@ async def test_tcp(tmp_path: Path) -> None:
         )  # fmt: skip
 
 
+async def test_udp(tmp_path: Path) -> None:
+    def time_server(request: bytes) -> list[bytes]:
+        assert (len(request), request[0] & 7) == (48, 3)  # a client's request (RFC 5905, 7.3)
+        return [b"\x24\x01" + bytes(46)]
+
+    async with peers.datagram_server(time_server) as port:
+        await run(tmp_path, "udp", {"ntp.example:123": f"127.0.0.1:{port}"})
+
+
 async def test_tls(tmp_path: Path) -> None:
     context = Authority.made(tmp_path / "www-ca.pem").server("127.0.0.1")
     async with peers.web_server(pages, context) as port:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import socket
 import ssl
 import warnings
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ import trustme
 from aiohttp import web
 from grpc_health.v1 import health_pb2
 
+from defib.demo.stack import reserve_ports
+from exporter.probes.net.name_servers import look_up
 from exporter.scheduler.probe_runner import probe_once
 from runtime.redaction import Redactor
 from runtime.times import format_rfc3339
@@ -51,6 +54,7 @@ def no_file_left() -> Iterator[None]:
         {"tcp": {"address": "localhost:{port}"}},
         {"http": {"url": "http://127.0.0.1:{port}/"}},
         {"dns": {"server": "127.0.0.1:{port}", "name": "a.test"}},
+        {"udp": {"address": "127.0.0.1:{port}", "dialogue": [{"send": "x"}, {"expect": "."}]}},
         {"dns": {"server": "127.0.0.1:{port}", "name": "a.test", "transport": "tcp"}},
         pytest.param({"icmp": {"address": "127.0.0.1"}}, marks=pytest.mark.needs("ping sockets")),
     ],
@@ -108,6 +112,109 @@ async def test_groups_of_a_match_are_sent(tmp_path: Path) -> None:
         wrong = await probed(tmp_path, "tcp", {"address": address, "dialogue": dialogue}, "300ms")
     message = "step 4 of the dialogue: expected '^:irc 001 ', but received nothing in time"
     assert (wrong.reason, wrong.message) == ("timeout", message)
+
+
+PING: dict[str, Any] = {"send": "ping"}
+
+
+@pytest.mark.parametrize(
+    ("dialogue", "reason", "message"),
+    [
+        ([PING, {"expect": "^(p)ing$"}, {"send": "{1}ong"}, {"expect": "^pong$"}], None, ""),
+        ([{"send_bytes": "00ff00"}, {"expect_bytes": "ff"}], None, ""),
+        ([{"send": "many"}, {"expect": "^1$"}, {"expect": "^99$"}], None, ""),
+        ([PING, {"expect": "^pong$"}], "protocol", "step 2 of the dialogue: expected '^pong$', received 'ping'"),
+        ([PING, {"expect": "i"}, {"expect": "i"}], "timeout", "step 3 of the dialogue: expected 'i', but received nothing in time"),
+        ([{"send": "quiet"}, {"expect": "."}], "timeout", "step 2 of the dialogue: expected '.', but received nothing in time"),
+    ],
+)  # fmt: skip
+async def test_datagrams(tmp_path: Path, dialogue: Any, reason: str | None, message: str) -> None:
+    def answers(data: bytes) -> list[bytes]:
+        if data == b"many":
+            return [b"%d" % number for number in range(100)]
+        return [] if data == b"quiet" else [data]
+
+    async with peers.datagram_server(answers) as port:
+        options = {"address": f"127.0.0.1:{port}", "dialogue": dialogue}
+        result = await probed(tmp_path, "udp", options, patience(reason, "500ms", message))
+    assert (result.reason, message in result.message) == (reason, True), result.message
+    assert list(result.details.phases) == ["processing"]
+
+
+async def test_a_closed_port_and_datagrams_of_others(tmp_path: Path) -> None:
+    dialogue = [PING, {"expect": "."}]
+    (port,) = reserve_ports(1)
+    for address in (f"127.0.0.1:{port}", f"localhost:{port}"):
+        closed = await probed(tmp_path, "udp", {"address": address, "dialogue": dialogue})
+        assert (closed.reason, "Connection refused" in closed.message) == ("connect", True), closed.message
+
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other,
+    ):
+        server.bind(("127.0.0.1", 0))
+        server.settimeout(30)
+        options = {"address": f"127.0.0.1:{server.getsockname()[1]}", "dialogue": dialogue}
+        probing = asyncio.create_task(probed(tmp_path, "udp", options, "1s"))
+        _, client = await asyncio.to_thread(server.recvfrom, 100)
+        other.sendto(b"injected", client)
+        assert (await probing).reason == "timeout"
+
+
+async def test_a_flood_of_datagrams(tmp_path: Path) -> None:
+    async with peers.datagram_server(lambda _: [b"x" * 9000] * 5000) as port:
+        options = {"address": f"127.0.0.1:{port}", "dialogue": [PING, {"expect": "^y"}]}
+        await leaves_the_loop_free(lambda: probed(tmp_path, "udp", options, "300ms"))
+
+
+@pytest.mark.parametrize(
+    ("host", "options", "reason", "message"),
+    [
+        ("local.test", {}, None, ""),
+        ("local.test", {"ip": [6, 4]}, None, ""),
+        ("alias.test", {}, None, ""),
+        ("lossy.test", {}, None, ""),
+        ("four.test", {}, None, ""),
+        ("127.0.0.1", {}, None, ""),
+        ("local.test", {"ip": 6}, "resolve", "local.test: {resolver} answered without an address"),
+        ("six.test", {"ip": 4}, "resolve", "six.test: {resolver} answered without an address"),
+        ("nxdomain.test", {}, "resolve", "cannot resolve nxdomain.test: {resolver} answered NXDOMAIN"),
+        ("servfail.test", {}, "resolve", "cannot resolve servfail.test: {resolver} answered SERVFAIL"),
+        ("silent.test", {}, "resolve", "cannot resolve silent.test: {resolver} did not answer in time"),
+        ("local.test", {"resolver": "127.0.0.1:1"}, "resolve", "cannot resolve local.test: 127.0.0.1:1: Connection refused"),
+    ],
+)  # fmt: skip
+async def test_a_resolver_of_its_own(
+    tmp_path: Path, name_server: int, host: str, options: Any, reason: str | None, message: str
+) -> None:
+    resolver = f"127.0.0.1:{name_server}"
+    async with peers.chat_server() as port:
+        address = {"address": f"{host}:{port}", "resolver": resolver, **options}
+        result = await probed(tmp_path, "tcp", address, "700ms" if host == "silent.test" else "30s")
+    assert (result.reason, message.format(resolver=resolver) in result.message) == (reason, True), result.message
+    assert ("resolve" in result.details.phases) == (host != "127.0.0.1")
+
+
+async def test_a_long_response_of_a_resolver(name_server: int) -> None:
+    assert len(await look_up(f"127.0.0.1:{name_server}", "many.test", [4, 6])) == 300
+
+
+async def test_redirects_and_tokens_use_the_resolver(tmp_path: Path, name_server: int) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        if request.path == "/token":
+            return web.json_response({"access_token": "t0ken"})
+        if request.path == "/":
+            raise web.HTTPFound(f"http://alias.test:{port}/found")
+        return web.Response()
+
+    async with peers.web_server(answer) as port:
+        oauth2 = {"token_url": f"http://local.test:{port}/token", "client_id": "c", "client_secret": "s3cret"}
+        options = {"url": f"http://local.test:{port}/", "auth": {"oauth2": oauth2}}
+        with_resolver = {**options, "resolver": f"127.0.0.1:{name_server}"}
+        result = await probed(tmp_path, "http", with_resolver)
+        assert result.success, result.message
+        assert result.details.gauges["service_http_redirects"] == 1
+        assert (await probed(tmp_path, "http", options)).reason == "resolve"
 
 
 @pytest.mark.parametrize(

@@ -50,11 +50,11 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
         ),
         (
             "services: {web: {probe: {every: 3s}}}",
-            "a.yaml:1: services.web.probe: must have exactly one of http, tcp, tls, dns, icmp, grpc, websocket, openai, container, unit, program, port, file, command, status, python, heartbeat",
+            "a.yaml:1: services.web.probe: must have exactly one of http, tcp, udp, tls, dns, icmp, grpc, websocket, openai, container, unit, program, port, file, command, status, python, heartbeat",
         ),
         (
             "services: {web: {probe: {http: {url: 'http://h/'}, tcp: {address: 'h:1'}}}}",
-            "a.yaml:1: services.web.probe: must have exactly one of http, tcp, tls, dns, icmp, grpc, websocket, openai, container, unit, program, port, file, command, status, python, heartbeat, not http and tcp",
+            "a.yaml:1: services.web.probe: must have exactly one of http, tcp, udp, tls, dns, icmp, grpc, websocket, openai, container, unit, program, port, file, command, status, python, heartbeat, not http and tcp",
         ),
         (
             "services: {Web: {" + SERVICE + "}}",
@@ -79,6 +79,28 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
         (
             "services: {web: {probe: {tcp: {address: 'http://h:25'}}}}",
             "a.yaml:1: services.web.probe.tcp.address: 'http://h:25' is not an address; write host:port or [v6]:port",
+        ),
+        *(
+            (
+                "services: {web: {probe: {tcp: {address: 'h:1', dialogue: [{send_bytes: " + written + "}]}}}}",
+                'a.yaml:1: services.web.probe.tcp.dialogue[0].send_bytes: must be 1 to 65536 bytes in hexadecimal, in quotes (write "00 1f")',
+            )
+            for written in ("0x1f", "'0'", "''", "500")
+        ),
+        (
+            "services: {web: {probe: {udp: {address: 'h:1', dialogue: [{expect: x}]}}}}",
+            "a.yaml:1: services.web.probe.udp.dialogue: must begin with send or send_bytes: a server learns the address of a client from its datagram",
+        ),
+        (
+            "services: {web: {probe: {udp: {address: 'h:1', dialogue: [{send: x}]}}}}",
+            "a.yaml:1: services.web.probe.udp.dialogue: can never fail: add a step with expect or expect_bytes",
+        ),
+        *(
+            (
+                "services: {web: {probe: {tcp: {address: 'h:1', resolver: '" + written + "'}}}}",
+                "a.yaml:1: services.web.probe.tcp.resolver: must be the IP address of a DNS server (write 192.0.2.53 or 192.0.2.53:5353)",
+            )
+            for written in ("ns.test", "192.0.2.53:0", "::1:x", "[::1]:99999", "")
         ),
         (
             "services: {web: {probe: {tcp: {address: 'h:25', tls: {key_file: a.yaml}}}}}",

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, WithJsonSchema
 from exporter.probes.expectations import EXCERPT_LENGTH, compile_cached, quote_excerpt
 from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import REFERENCES_ARE_SECRET, ChoiceModel
-from fleet.inventory.units import Pattern, format_value
+from fleet.inventory.units import Pattern
 
 LINE_LIMIT = 64 * 1024
 PROMPT_LIMIT = 4 * 1024  # bytes of an incomplete line in which a prompt is looked for, whenever more arrive
@@ -20,14 +20,12 @@ _BYTES_SHOWN = EXCERPT_LENGTH // 3  # in hexadecimal, with blanks
 
 
 def _check_bytes(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f'{format_value(value)} is not text; write bytes in hexadecimal and in quotes: "00 1f"')  # noqa: TRY004 - for pydantic
     try:
-        data = bytes.fromhex("".join(value.split()))
+        data = bytes.fromhex("".join(value.split())) if isinstance(value, str) else b""
     except ValueError:
-        raise ValueError('must be bytes in hexadecimal (write "00 1f")') from None
-    if not 0 < len(data) <= LINE_LIMIT:
-        raise ValueError(f"must have at least one byte and at most {LINE_LIMIT}")
+        data = b""
+    if not 0 < len(data) <= LINE_LIMIT:  # the value may be a secret
+        raise ValueError(f'must be 1 to {LINE_LIMIT} bytes in hexadecimal, in quotes (write "00 1f")')
     return data.hex(" ")
 
 
@@ -155,7 +153,7 @@ class Dialogue:
             try:
                 message = await receive(on_mismatch)
             except (ValueError, OSError) as error:
-                raise self._failure_of(error, expected) from error
+                raise ProbeFailure("protocol", f"{expected}: {error}") from error
             await asyncio.sleep(0)  # a peer that never stops sending must not block other probes
             if message is None:
                 break
@@ -168,9 +166,6 @@ class Dialogue:
         if last is None:
             raise ProbeFailure("protocol", f"{expected}, but the peer closed the connection")
         raise ProbeFailure("protocol", f"{expected}, received {quote(last, self._details)}")
-
-    def _failure_of(self, error: ValueError | OSError, expected: str) -> ProbeFailure:
-        return ProbeFailure("protocol", f"{expected}: {error}")
 
 
 class StreamDialogue(Dialogue):

@@ -210,7 +210,7 @@ async def _exchange(
 
     if request.proxy is not None:
         if redirected_from is not None:
-            filter_addresses(await redirects.resolve_for_proxy(request.host, request.port))
+            filter_addresses(await redirects.resolve_for_proxy(request.host, request.port, options))
         transport, paced = await _connect_through_proxy(request.proxy, request, create_reader, options, tls, details)
     else:
         transport, paced = await connect(
