@@ -15,11 +15,11 @@ from yarl import URL
 from exporter.probes import ProbeContext, ProbeKind
 from exporter.probes.net.connections import DialOptions, connect
 from exporter.probes.net.dialogue import MESSAGES_PER_STEP, Dialogue, DialogueStep
-from exporter.probes.net.http_request import Headers, with_server_name
+from exporter.probes.net.http_request import Headers, format_authorization, with_server_name
 from exporter.probes.net.tls_contexts import ProbeTls
 from exporter.probes.net.urls import connectable_host, request_target, without_zone
 from exporter.results import FailureReason, ProbeDetails, ProbeFailure
-from fleet.inventory.endpoints import check_url
+from fleet.inventory.endpoints import HttpAuth, check_url
 from runtime.addresses import NAME_LIMIT, has_long_host
 
 MESSAGE_LIMIT = 1024 * 1024
@@ -37,6 +37,7 @@ def _check_websocket_url(url: str) -> str:
 class WebsocketProbeOptions(DialOptions):
     url: Annotated[str, AfterValidator(_check_websocket_url)]
     headers: Headers = Field(default_factory=dict)
+    auth: HttpAuth | None = None
     tls: ProbeTls = ProbeTls()
     dialogue: list[DialogueStep] = []
 
@@ -44,6 +45,14 @@ class WebsocketProbeOptions(DialOptions):
     def host_header(self) -> str | None:
         """The configured `Host` header."""
         return next((value.get_secret_value() for name, value in self.headers.items() if name.lower() == "host"), None)
+
+    @property
+    def sent_headers(self) -> dict[str, str]:
+        """The headers that are sent; configured ones replace that of `auth`."""
+        headers = {name: value.get_secret_value() for name, value in self.headers.items()}
+        if self.auth is not None and not any(name.lower() == "authorization" for name in headers):
+            headers["Authorization"] = format_authorization(self.auth)
+        return headers
 
 
 class _LimitedFrames:
@@ -157,7 +166,7 @@ def _origin(url: URL) -> tuple[str | None, int | None, bool]:
 async def probe_websocket(options: WebsocketProbeOptions, _context: ProbeContext, details: ProbeDetails) -> None:
     url = URL(options.url)
     written_url = URL(f"{url.scheme}://{url.raw_authority}{request_target(options.url)}", encoded=True)
-    headers = {name: value.get_secret_value() for name, value in options.headers.items()}
+    headers = options.sent_headers
     if options.host_header is None:
         headers["Host"] = without_zone(url.host_port_subcomponent or "")
     connector = _ProbeConnector(options, details)
@@ -190,7 +199,7 @@ def _first_line(text: str) -> str:
 def _handshake_failure(error: aiohttp.WSServerHandshakeError, options: WebsocketProbeOptions) -> ProbeFailure:
     if error.status == 101:  # noqa: PLR2004 - HTTP status code
         return ProbeFailure("protocol", f"WebSocket handshake failed: {error.message}")
-    sends_credentials = any(name.lower() in ("authorization", "cookie") for name in options.headers)
+    sends_credentials = any(name.lower() in ("authorization", "cookie") for name in options.sent_headers)
     reason: FailureReason = "auth" if error.status in (401, 403) and sends_credentials else "status"
     return ProbeFailure(reason, f"answered {error.status}, expected 101")
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import yaml
 from aiohttp import web
@@ -42,7 +43,7 @@ async def run(folder: Path, kind: str, replaced: Replaced) -> None:
         text = text.replace(old, new)
     (folder / "services.yaml").write_text(text)
     (folder / "hosts.yaml").write_text(yaml.safe_dump(HOSTS))
-    environ = {"GATEWAY_PASSWORD": "s3cret", "VLLM_API_KEY": "k3y12345"}
+    environ = {"GATEWAY_PASSWORD": "s3cret", "VLLM_API_KEY": "k3y12345", "RANKER_KEY": "k3y", "FEED_TOKEN": "t0ken"}
     known = await asyncio.to_thread(loaded, folder, environ)
     assert known.inventory.services
     for each in known.inventory.services.values():
@@ -139,8 +140,14 @@ async def test_icmp(tmp_path: Path) -> None:
 
 
 async def test_grpc(tmp_path: Path) -> None:
-    async with peers.health_server() as port:
-        await run(tmp_path, "grpc", {"ranker.example:50051": f"127.0.0.1:{port}", "ranking.v1.Ranker": "well"})
+    own = Authority.made(tmp_path / "ca.pem").own.issue_cert("other.example")
+    credentials = grpc.ssl_server_credentials([(own.private_key_pem.bytes(), own.cert_chain_pems[0].bytes())])
+    async with peers.health_server() as port, peers.health_server(credentials) as secure:
+        await run(
+            tmp_path, "grpc",
+            {"ranker.example:50051": f"127.0.0.1:{port}", "ranking.v1.Ranker": "well",
+             "gateway.example:443": f"127.0.0.1:{secure}"},
+        )  # fmt: skip
 
 
 async def test_websocket(tmp_path: Path) -> None:

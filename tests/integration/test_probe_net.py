@@ -533,6 +533,18 @@ async def test_answers_to_grpc(tmp_path: Path, said: bytes, reason: str | None, 
     assert (result.reason, message in result.message) == (reason, True), result.message
 
 
+@pytest.mark.parametrize("code", [7, 16])
+async def test_refused_metadata_of_grpc(tmp_path: Path, code: int) -> None:
+    trailers = (("grpc-status", str(code)), ("grpc-message", "no s3cret-t0ken"))
+    said = frames.frame(frames.SETTINGS) + frames.headers(*frames.GRPC, *trailers, end=True)
+    async with peers.raw_server(frames.saying(said)) as port:
+        address = f"127.0.0.1:{port}"
+        assert (await probed(tmp_path, "grpc", {"address": address})).reason == "status"
+        with_metadata = {"address": address, "metadata": {"x-api-key": "s3cret-t0ken"}}
+        refused = await probed(tmp_path, "grpc", with_metadata)
+    assert (refused.reason, "s3cret" in refused.message) == ("auth", False), refused.message
+
+
 @pytest.mark.parametrize(
     ("address", "tls", "name"),
     [("127.0.0.1", False, "127.0.0.1"), ("localhost", False, "localhost"), ("127.0.0.1", True, "ranker.test")],
@@ -551,6 +563,7 @@ async def test_the_request_of_grpc(tmp_path: Path, authority: Authority, address
 
     async with peers.raw_server(serve, ssl=context if tls else None) as port:
         options: dict[str, Any] = {"address": f"{address}:{port}", "service": "s" * 1000, "ip": 4}
+        options["metadata"] = {"Authorization": "Bearer s3cret-t0ken", "x-trace-bin": "AAE"}
         if tls:
             options["tls"] = {"server_name": "ranker.test", "ca_file": "ca.pem", "min_version": "1.3"}
         result = await probed(tmp_path, "grpc", options)
@@ -562,6 +575,7 @@ async def test_the_request_of_grpc(tmp_path: Path, authority: Authority, address
     assert headers == {
         ":method": "POST", ":scheme": "https" if tls else "http", ":path": "/grpc.health.v1.Health/Check",
         ":authority": name, "te": "trailers", "content-type": "application/grpc", "grpc-accept-encoding": "identity",
+        "authorization": "Bearer s3cret-t0ken", "x-trace-bin": "AAE",
     }  # fmt: skip
     body = b"".join(event.data for event in asked if isinstance(event, h2.events.DataReceived))
     assert body[:5] == b"\0" + (len(body) - 5).to_bytes(4)
@@ -646,6 +660,27 @@ async def test_websocket(tmp_path: Path, authority: Authority, dialogue: Any, re
         assert (refused.reason, refused.details.tls is not None) == ("tls", True)
 
 
+@pytest.mark.parametrize(
+    ("auth", "sent"),
+    [
+        ({"basic": {"username": "probe", "password": "s3cret"}}, "Basic cHJvYmU6czNjcmV0"),
+        ({"bearer": "t0ken-of-a-feed"}, "Bearer t0ken-of-a-feed"),
+    ],
+)
+async def test_credentials_of_a_websocket(tmp_path: Path, auth: Any, sent: str) -> None:
+    async def guarded(request: web.Request) -> web.StreamResponse:
+        if request.headers.get("Authorization") != sent:
+            return web.Response(status=401)
+        return await peers.echoing(request)
+
+    async with peers.web_server(guarded) as port:
+        options: dict[str, Any] = {"url": f"ws://127.0.0.1:{port}/", "auth": auth}
+        assert (await probed(tmp_path, "websocket", options)).success
+        options["headers"] = {"authorization": "Basic other-credentials"}
+        assert (await probed(tmp_path, "websocket", options)).reason == "auth"
+        assert (await probed(tmp_path, "websocket", {"url": options["url"]})).reason == "status"
+
+
 async def test_websocket_handshake_failures(tmp_path: Path) -> None:
     async def refuse(_request: web.Request) -> web.Response:
         return web.Response(status=403)
@@ -655,6 +690,8 @@ async def test_websocket_handshake_failures(tmp_path: Path) -> None:
         assert (await probed(tmp_path, "websocket", {"url": url})).reason == "status"
         with_key = {"url": url, "headers": {"Authorization": "Bearer x1234567"}}
         assert (await probed(tmp_path, "websocket", with_key)).reason == "auth"
+        with_auth = {"url": url, "auth": {"basic": {"username": "probe", "password": "x1234567"}}}
+        assert (await probed(tmp_path, "websocket", with_auth)).reason == "auth"
     async with peers.mail_server(None) as port:
         assert (await probed(tmp_path, "websocket", {"url": f"ws://127.0.0.1:{port}/"})).reason == "protocol"
     assert (await probed(tmp_path, "websocket", {"url": "ws://127.0.0.1:1/"})).reason == "connect"

@@ -87,6 +87,21 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
             )
             for written in ("0x1f", "'0'", "''", "500")
         ),
+        *(
+            (
+                "services: {web: {probe: {grpc: {address: 'h:1', metadata: " + metadata + "}}}}",
+                f"a.yaml:1: services.web.probe.grpc.metadata: {problem}",
+            )
+            for metadata, problem in (
+                ("{X-Key: a, x-key: b}", "has a name twice: upper and lower case are the same"),
+                ("{'a b': c}", "'a b' is not a name of metadata: use letters, digits, _ . and -"),
+                ("{grpc-timeout: 1S}", "grpc-timeout cannot be set: gRPC sets it"),
+                ("{TE: trailers}", "te cannot be set: gRPC sets it"),
+                ('{x: "a\\nb"}', "x must be one line of printable ASCII characters without blanks at its ends"),
+                ("{x-bin: '%'}", "x-bin must be base64, as its name ends in -bin"),
+                ("{x: " + 9000 * "a" + "}", "is longer than 8192 bytes"),
+            )
+        ),
         (
             "services: {web: {probe: {udp: {address: 'h:1', dialogue: [{expect: x}]}}}}",
             "a.yaml:1: services.web.probe.udp.dialogue: must begin with send or send_bytes: a server learns the address of a client from its datagram",
@@ -684,6 +699,8 @@ ENVIRON = {
         ("PROBE: {http: {url: 'http://h/', method: POST, json: {product: [{key: 'k ${VALUE}'}]}}}", {"some-value"}),
         ("PROBE: {http: {url: 'http://h/', method: POST, form: {user: product, password: '${VALUE}'}}}", {"some-value"}),
         ("PROBE: {tcp: {address: 'h:1', dialogue: [{send: 'AUTH ${VALUE}'}]}}", {"some-value"}),
+        ("PROBE: {grpc: {address: 'h:1', metadata: {x-key: '${VALUE}'}}}", {"some-value"}),
+        ("PROBE: {websocket: {url: 'ws://h/', auth: {bearer: '${VALUE}'}}}", {"some-value"}),
         ("PROBE: {python: {call: 'm:f', options: {token: '${VALUE}', at: product}}}", {"some-value"}),
         ("CONTROL: {command: {restart: [remake, product-1, '${VALUE}']}}", {"some-value"}),
         ("CONTROL: {docker: {container: c1, after_start: [{exec: [sh, '${VALUE}']}]}}", {"some-value"}),
