@@ -20,6 +20,7 @@ from exporter.probes.net.connections import (
     DialOptions,
     connection_failure,
     describe_tls_error,
+    record_ip_protocol,
     resolve,
     server_name_of,
 )
@@ -115,6 +116,9 @@ async def probe_dns(options: DnsProbeOptions, _context: ProbeContext, details: P
     finally:
         details.add_phase("processing", time.perf_counter() - started)
     duration = time.perf_counter() - started
+    serial = next((rrset[0].serial for rrset in response.answer if rrset.rdtype == dns.rdatatype.SOA), None)
+    if serial is not None:
+        details.gauges["service_dns_soa_serial"] = serial
     details.evidence["answer"] = text = response.to_text()
     if len(text) > LONG_RESPONSE:
         await run_in_thread(_check, options.expect, response, duration)
@@ -151,6 +155,7 @@ async def _query(
     options: DnsProbeOptions, query: dns.message.Message, address: str, port: int, host: str, details: ProbeDetails
 ) -> dns.message.Message:
     """Return the response. If it is truncated over UDP, repeat the query over TCP. Raises ProbeFailure."""
+    record_ip_protocol(address, details)
     peer = f"{address}:{port}"
     transport = options.transport
     try:

@@ -8,7 +8,13 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from exporter.probes import ProbeContext, ProbeKind
-from exporter.probes.net.connections import DialOptions, connect_datagrams, connection_failure, resolve
+from exporter.probes.net.connections import (
+    DialOptions,
+    connect_datagrams,
+    connection_failure,
+    record_ip_protocol,
+    resolve,
+)
 from exporter.probes.net.dialogue import MESSAGES_PER_STEP, Dialogue, DialogueStep
 from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import Address, split_address
@@ -86,6 +92,7 @@ async def probe_udp(options: UdpProbeOptions, _context: ProbeContext, details: P
 
 
 async def _converse(options: UdpProbeOptions, address: str, port: int, details: ProbeDetails) -> None:
+    record_ip_protocol(address, details)
     peer = f"{bracket(address)}:{port}"
     try:
         transport, datagrams = await connect_datagrams(address, port, lambda: _Datagrams(peer), options)

@@ -195,6 +195,48 @@ async def test_a_resolver_of_its_own(
     assert ("resolve" in result.details.phases) == (host != "127.0.0.1")
 
 
+@pytest.mark.parametrize(("name", "kind", "serial"), [("soa.test", "SOA", 2026113001), ("local.test", "A", None)])
+async def test_the_serial_number_of_a_zone(
+    tmp_path: Path, name_server: int, name: str, kind: str, serial: int | None
+) -> None:
+    options = {"server": f"127.0.0.1:{name_server}", "name": name, "type": kind}
+    gauges = (await probed(tmp_path, "dns", options)).details.gauges
+    assert (gauges.get("service_dns_soa_serial"), gauges["service_ip_protocol"]) == (serial, 4)
+
+
+async def test_the_ip_protocol_of_connections_and_datagrams(tmp_path: Path) -> None:
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(asyncio.Protocol, ["127.0.0.1", "::1"], 0)
+    ports = {socket.getsockname()[0]: socket.getsockname()[1] for socket in server.sockets}
+    for address, port, version in (("127.0.0.1", ports["127.0.0.1"], 4), ("[::1]", ports["::1"], 6)):
+        connected = await probed(tmp_path, "tcp", {"address": f"{address}:{port}"})
+        assert (connected.success, connected.details.gauges["service_ip_protocol"]) == (True, version)
+        datagram = {"address": f"{address}:1", "dialogue": [PING, {"expect": "."}]}
+        assert (await probed(tmp_path, "udp", datagram)).details.gauges["service_ip_protocol"] == version
+    server.close()
+
+
+async def test_the_length_of_a_body_and_the_version_of_http(tmp_path: Path) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        response = web.Response(body=b"x" * 1000)
+        if request.path == "/short":
+            response.enable_compression(web.ContentCoding.gzip)
+        return response
+
+    async def old(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.0 200 OK\r\n\r\nhello")
+
+    async with peers.web_server(answer) as port, peers.raw_server(old) as other:
+        gauges = [
+            (await probed(tmp_path, "http", {"url": url, "headers": {"Accept-Encoding": "gzip"}})).details.gauges
+            for url in (f"http://127.0.0.1:{port}/", f"http://127.0.0.1:{port}/short", f"http://127.0.0.1:{other}/")
+        ]
+    assert [each["service_http_version"] for each in gauges] == [1.1, 1.1, 1.0]
+    long, short, tiny = (each["service_http_body_bytes"] for each in gauges)
+    assert (long, 0 < short < 100, tiny) == (1000, True, 5)
+
+
 async def test_a_long_response_of_a_resolver(name_server: int) -> None:
     assert len(await look_up(f"127.0.0.1:{name_server}", "many.test", [4, 6])) == 300
 

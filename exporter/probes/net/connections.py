@@ -160,6 +160,7 @@ async def connect(
     if filter_addresses is not None:
         addresses = filter_addresses(addresses)
     transport, instance = await _connect_any(addresses, port, protocol, details, dial)
+    record_ip_protocol(transport.get_extra_info("peername")[0], details)
     if context is None or tls is None:
         return transport, instance
     name = server_name_of(tls, host)
@@ -172,6 +173,10 @@ async def connect(
             details.timeout_failure = failure
             await record_served_chain(peer[0], port, name, details, dial=dial, tls=tls)
         raise
+
+
+def record_ip_protocol(address: str, details: ProbeDetails) -> None:
+    details.gauges["service_ip_protocol"] = 6 if ":" in address else 4
 
 
 async def _connect_any(

@@ -237,6 +237,8 @@ async def _exchange(
             details.add_phase("transfer", ended - first_byte)
     if reader.status:
         details.gauges["service_http_status_code"] = reader.status
+        details.gauges["service_http_version"] = float(reader.version)
+        details.gauges["service_http_body_bytes"] = reader.body_size
         details.evidence["headers"] = reader.headers
         details.evidence["body"] = bytes(reader.body[:EXAMINED])
     if failure is not None:
