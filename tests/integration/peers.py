@@ -291,13 +291,15 @@ class ModelServer:
             return web.json_response({"error": {"message": "no such key"}}, status=401)
         if self.misbehave.isdigit():
             return web.json_response({"error": {"message": "refused"}}, status=int(self.misbehave))
+        if request.path in ("/v1/models", "/v1/embeddings"):
+            return await self._answer_list(request)
         if request.path != "/v1/chat/completions" or request.method != "POST":
             return web.json_response({"error": {"message": "no such path"}}, status=404)
         asked = await request.json()
         self.asked.append(asked)
         words = ["", "4", " is", " the", " sum"] if self.misbehave != "empty" else [""]
         if self.misbehave != "endless":
-            words = words[: asked["max_tokens"] + 1]
+            words = words[: asked.get("max_completion_tokens", asked.get("max_tokens")) + 1]
         usage = {"prompt_tokens": 9, "completion_tokens": len(words) - 1, "total_tokens": 8 + len(words)}
         if not asked["stream"]:
             message = {"role": "assistant", "content": "".join(words)}
@@ -305,6 +307,16 @@ class ModelServer:
                 {"choices": [{"index": 0, "message": message, "finish_reason": "length"}], "usage": usage}
             )
         return await self._stream(request, words, usage, with_usage="stream_options" in asked)
+
+    async def _answer_list(self, request: web.Request) -> web.Response:
+        if request.method == "GET" and request.path == "/v1/models":
+            data: list[dict[str, Any]] = [{"id": name, "object": "model"} for name in ("qwen3-32b", "bge-m3")]
+        else:
+            asked = await request.json()
+            self.asked.append(asked)
+            vector = [0.25] * asked.get("dimensions", 1024)
+            data = [{"object": "embedding", "index": 0, "embedding": [] if self.misbehave == "empty" else vector}]
+        return web.json_response({"object": "list", "data": data, "model": "bge-m3"})
 
     async def _stream(
         self, request: web.Request, words: list[str], usage: dict[str, int], *, with_usage: bool

@@ -26,6 +26,7 @@ from grpc_health.v1 import health_pb2
 from defib.demo.stack import reserve_ports
 from exporter.probes.net.name_servers import look_up
 from exporter.scheduler.probe_runner import probe_once
+from runtime.addresses import bracket
 from runtime.redaction import Redactor
 from runtime.times import format_rfc3339
 from tests.integration import frames, peers
@@ -206,14 +207,18 @@ async def test_the_serial_number_of_a_zone(
 
 async def test_the_ip_protocol_of_connections_and_datagrams(tmp_path: Path) -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(asyncio.Protocol, ["127.0.0.1", "::1"], 0)
-    ports = {socket.getsockname()[0]: socket.getsockname()[1] for socket in server.sockets}
-    for address, port, version in (("127.0.0.1", ports["127.0.0.1"], 4), ("[::1]", ports["::1"], 6)):
-        connected = await probed(tmp_path, "tcp", {"address": f"{address}:{port}"})
+    for host, version in (("127.0.0.1", 4), ("::1", 6)):
+        try:
+            server = await loop.create_server(asyncio.Protocol, host, 0)
+        except OSError:
+            assert version == 6  # a machine without IPv6
+            continue
+        address = f"{bracket(host)}:{server.sockets[0].getsockname()[1]}"
+        connected = await probed(tmp_path, "tcp", {"address": address})
         assert (connected.success, connected.details.gauges["service_ip_protocol"]) == (True, version)
-        datagram = {"address": f"{address}:1", "dialogue": [PING, {"expect": "."}]}
+        datagram = {"address": f"{bracket(host)}:1", "dialogue": [PING, {"expect": "."}]}
         assert (await probed(tmp_path, "udp", datagram)).details.gauges["service_ip_protocol"] == version
-    server.close()
+        server.close()
 
 
 async def test_the_length_of_a_body_and_the_version_of_http(tmp_path: Path) -> None:

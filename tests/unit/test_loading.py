@@ -102,6 +102,19 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
                 ("{x: " + 9000 * "a" + "}", "is longer than 8192 bytes"),
             )
         ),
+        *(
+            (
+                "services: {web: {probe: {openai: {url: 'http://h/', model: m, " + options + "}}}}",
+                f"a.yaml:1: services.web.probe.openai: {problem}",
+            )
+            for options, problem in (
+                ("max_tokens: 1, max_completion_tokens: 1", "max_tokens and max_completion_tokens exclude each other"),
+                ("endpoint: models, prompt: x", "`endpoint: models` has no prompt"),
+                ("endpoint: embeddings, stream: false", "`endpoint: embeddings` has no stream"),
+                ("endpoint: models, expect: {body_matches: x}", "`endpoint: models` has no expect.body_matches"),
+                ("expect: {dimensions: 3}", "`endpoint: chat` has no expect.dimensions"),
+            )
+        ),
         (
             "services: {web: {probe: {udp: {address: 'h:1', dialogue: [{expect: x}]}}}}",
             "a.yaml:1: services.web.probe.udp.dialogue: must begin with send or send_bytes: a server learns the address of a client from its datagram",
@@ -671,6 +684,7 @@ def test_secrets_print_masked(tmp_path: Path) -> None:
 
 ENVIRON = {
     "VALUE": "some-value",
+    "HEX": "0102030405",
     "PART": "a-part",
     "ENV": "product",
     "BASE": "http://base.test/",
@@ -699,7 +713,8 @@ ENVIRON = {
         ("PROBE: {http: {url: 'http://h/', method: POST, json: {product: [{key: 'k ${VALUE}'}]}}}", {"some-value"}),
         ("PROBE: {http: {url: 'http://h/', method: POST, form: {user: product, password: '${VALUE}'}}}", {"some-value"}),
         ("PROBE: {tcp: {address: 'h:1', dialogue: [{send: 'AUTH ${VALUE}'}]}}", {"some-value"}),
-        ("PROBE: {grpc: {address: 'h:1', metadata: {x-key: '${VALUE}'}}}", {"some-value"}),
+        ("PROBE: {grpc: {address: 'h:1', metadata: {x-key: literal-key, x-env: product, x-other: '${VALUE}'}}}", {"literal-key", "some-value"}),
+        ("PROBE: {tcp: {address: 'h:1', dialogue: [{send_bytes: '${HEX}'}, {expect_bytes: '00'}]}}", {"0102030405"}),
         ("PROBE: {websocket: {url: 'ws://h/', auth: {bearer: '${VALUE}'}}}", {"some-value"}),
         ("PROBE: {python: {call: 'm:f', options: {token: '${VALUE}', at: product}}}", {"some-value"}),
         ("CONTROL: {command: {restart: [remake, product-1, '${VALUE}']}}", {"some-value"}),
