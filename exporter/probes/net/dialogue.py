@@ -105,15 +105,12 @@ class Dialogue:
             return bytes.fromhex(step.send_bytes)
         return None if step.send is None else self.fill_groups(step.send)
 
-    async def await_step(self, step: DialogueStep) -> bool:
-        """Wait for what a step expects; return whether it expects anything. Raises ProbeFailure."""
+    async def await_step(self, step: DialogueStep) -> None:
+        """Wait for what a step expects. Raises ProbeFailure."""
         if step.expect is not None:
             await self.expect(step.expect)
         elif step.expect_bytes is not None:
             await self.expect_bytes(bytes.fromhex(step.expect_bytes))
-        else:
-            return False
-        return True
 
     async def expect(self, pattern: str) -> None:
         """Wait for a match of `pattern`; lines before it, as of a banner, are skipped. Raises ProbeFailure."""
