@@ -177,6 +177,7 @@ _RECORDS = {
     "local": "60 A 127.0.0.1",
     "four": "60 A 127.0.0.1",
     "lossy": "60 A 127.0.0.1",
+    "garbled": "60 A 127.0.0.1",
     "six": "60 AAAA ::1",
     "alias": "60 CNAME local.test.\nlocal.test. 60 A 127.0.0.1",
     "soa": "60 SOA ns.test. admin.test. 2026113001 7200 3600 1209600 300",
@@ -208,6 +209,8 @@ class _Zone(dnslib.server.BaseResolver):  # type: ignore[misc] # dnslib has no t
         elif first in _RECORDS:
             reply.add_answer(*dnslib.RR.fromZone(f"{name} {_RECORDS[first]}"))
         self._lose(first, request.q.qtype)
+        if first == "garbled" and request.q.qtype == dnslib.QTYPE.AAAA:
+            reply.add_answer(dnslib.RR(name, dnslib.QTYPE.AAAA, rdata=dnslib.RD(b"too short")))
         return reply
 
     def _lose(self, first: str, kind: int) -> None:

@@ -176,13 +176,15 @@ async def test_a_flood_of_datagrams(tmp_path: Path) -> None:
         ("alias.test", {}, None, ""),
         ("lossy.test", {}, None, ""),
         ("four.test", {}, None, ""),
+        ("garbled.test", {}, None, ""),
         ("127.0.0.1", {}, None, ""),
         ("local.test", {"ip": 6}, "resolve", "local.test: {resolver} answered without an address"),
         ("six.test", {"ip": 4}, "resolve", "six.test: {resolver} answered without an address"),
+        ("garbled.test", {"ip": 6}, "resolve", "cannot resolve garbled.test: {resolver} sent an invalid answer: "),
         ("nxdomain.test", {}, "resolve", "cannot resolve nxdomain.test: {resolver} answered NXDOMAIN"),
         ("servfail.test", {}, "resolve", "cannot resolve servfail.test: {resolver} answered SERVFAIL"),
         ("silent.test", {}, "resolve", "cannot resolve silent.test: {resolver} did not answer in time"),
-        ("local.test", {"resolver": "127.0.0.1:1"}, "resolve", "cannot resolve local.test: 127.0.0.1:1: Connection refused"),
+        ("local.test", {"resolver": "127.0.0.1:1"}, "resolve", "cannot resolve local.test: 127.0.0.1:1 cannot be asked: Connection refused"),
     ],
 )  # fmt: skip
 async def test_a_resolver_of_its_own(

@@ -126,42 +126,45 @@ async def look_up(server: str, host: str, versions: Sequence[int]) -> list[str]:
     lookups = [asyncio.create_task(_look_up_version(name, _TYPES[each], address, port)) for each in sorted(versions)]
     try:
         await _wait_for_addresses(lookups)
-        answers = [each.result() for each in lookups if each.done()]
-    except (dns.exception.DNSException, EOFError, OSError, ValueError) as error:
-        cause = describe_os_error(error) if isinstance(error, OSError) else str(error) or type(error).__name__
-        raise ProbeFailure("resolve", f"cannot resolve {host}: {server}: {cause}") from error
     finally:
         for each in lookups:
             each.cancel()
         await asyncio.gather(*lookups, return_exceptions=True)
-    addresses = [each for _, found in answers for each in found]
+    failures = {lookup: lookup.exception() for lookup in lookups if not lookup.cancelled()}
+    addresses = [each for lookup, failure in failures.items() if failure is None for each in lookup.result()]
     if not addresses:
-        codes = sorted({code for code, _ in answers if code != "NOERROR"}) or ["without an address"]
-        raise ProbeFailure("resolve", f"cannot resolve {host}: {server} answered {' and '.join(codes)}")
+        causes = " and ".join(sorted(set(map(str, failures.values()))))
+        raise ProbeFailure("resolve", f"cannot resolve {host}: {server} {causes}")
     return addresses
 
 
-async def _wait_for_addresses(lookups: Sequence[asyncio.Task[tuple[str, list[str]]]]) -> None:
-    """Wait for all lookups; once one has found addresses, only a little longer. Raises their errors."""
-    pending: set[asyncio.Task[tuple[str, list[str]]]] = set(lookups)
+async def _wait_for_addresses(lookups: Sequence[asyncio.Task[list[str]]]) -> None:
+    """Wait for all lookups; once one has found addresses, only a little longer."""
+    pending: set[asyncio.Task[list[str]]] = set(lookups)
     timeout: float | None = None
     while pending:
         done, pending = await asyncio.wait(pending, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         if not done:
             return
-        if any(each.result()[1] for each in done):
+        if any(each.exception() is None for each in done):
             timeout = OTHER_VERSION_DELAY
 
 
-async def _look_up_version(
-    name: dns.name.Name, kind: dns.rdatatype.RdataType, address: str, port: int
-) -> tuple[str, list[str]]:
-    """Return the response code and the addresses. Raises what queries raise, and DNSException."""
+async def _look_up_version(name: dns.name.Name, kind: dns.rdatatype.RdataType, address: str, port: int) -> list[str]:
+    """Return the addresses of one IP version, at least one. Raises ProbeFailure, which says what the server did."""
     query = dns.message.make_query(name, kind)
-    response = await query_udp(query, address, port, resend_after=RESEND_AFTER)
-    if response is None:
-        response = await query_tcp(query, address, port)
-    if not isinstance(response, dns.message.QueryMessage):
-        raise ValueError("the response is not one to a query")  # noqa: TRY004 - as of other invalid responses
-    records = response.resolve_chaining().answer  # follows the aliases in the response
-    return dns.rcode.to_text(response.rcode()), [each.address for each in records or ()]
+    try:
+        response = await query_udp(query, address, port, resend_after=RESEND_AFTER)
+        if response is None:
+            response = await query_tcp(query, address, port)
+        if not isinstance(response, dns.message.QueryMessage):
+            raise ProbeFailure("resolve", "sent an answer that is not one to a query")
+        records = response.resolve_chaining().answer  # follows the aliases in the response
+    except OSError as error:
+        raise ProbeFailure("resolve", f"cannot be asked: {describe_os_error(error)}") from error
+    except (dns.exception.DNSException, EOFError, ValueError) as error:
+        raise ProbeFailure("resolve", f"sent an invalid answer: {str(error) or type(error).__name__}") from error
+    if not records:
+        code = dns.rcode.to_text(response.rcode())
+        raise ProbeFailure("resolve", f"answered {'without an address' if code == 'NOERROR' else code}")
+    return [each.address for each in records]
