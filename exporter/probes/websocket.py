@@ -15,11 +15,12 @@ from yarl import URL
 from exporter.probes import ProbeContext, ProbeKind
 from exporter.probes.net.connections import DialOptions, connect
 from exporter.probes.net.dialogue import MESSAGES_PER_STEP, Dialogue, DialogueStep
-from exporter.probes.net.http_request import Headers, format_authorization, with_server_name
+from exporter.probes.net.http_client import read_token
+from exporter.probes.net.http_request import Headers, TokenAuth, format_authorization, with_server_name
 from exporter.probes.net.tls_contexts import ProbeTls
 from exporter.probes.net.urls import connectable_host, request_target, without_zone
 from exporter.results import FailureReason, ProbeDetails, ProbeFailure
-from fleet.inventory.endpoints import HttpAuth, check_url
+from fleet.inventory.endpoints import check_url
 from runtime.addresses import NAME_LIMIT, has_long_host
 
 MESSAGE_LIMIT = 1024 * 1024
@@ -37,7 +38,7 @@ def _check_websocket_url(url: str) -> str:
 class WebsocketProbeOptions(DialOptions):
     url: Annotated[str, AfterValidator(_check_websocket_url)]
     headers: Headers = Field(default_factory=dict)
-    auth: HttpAuth | None = None
+    auth: TokenAuth | None = None
     tls: ProbeTls = ProbeTls()
     dialogue: list[DialogueStep] = []
 
@@ -47,12 +48,8 @@ class WebsocketProbeOptions(DialOptions):
         return next((value.get_secret_value() for name, value in self.headers.items() if name.lower() == "host"), None)
 
     @property
-    def sent_headers(self) -> dict[str, str]:
-        """The headers that are sent; configured ones replace that of `auth`."""
-        headers = {name: value.get_secret_value() for name, value in self.headers.items()}
-        if self.auth is not None and not any(name.lower() == "authorization" for name in headers):
-            headers["Authorization"] = format_authorization(self.auth)
-        return headers
+    def sends_credentials(self) -> bool:
+        return self.auth is not None or any(name.lower() in ("authorization", "cookie") for name in self.headers)
 
 
 class _LimitedFrames:
@@ -166,7 +163,7 @@ def _origin(url: URL) -> tuple[str | None, int | None, bool]:
 async def probe_websocket(options: WebsocketProbeOptions, _context: ProbeContext, details: ProbeDetails) -> None:
     url = URL(options.url)
     written_url = URL(f"{url.scheme}://{url.raw_authority}{request_target(options.url)}", encoded=True)
-    headers = options.sent_headers
+    headers = await _build_headers(options, details)
     if options.host_header is None:
         headers["Host"] = without_zone(url.host_port_subcomponent or "")
     connector = _ProbeConnector(options, details)
@@ -192,6 +189,18 @@ async def probe_websocket(options: WebsocketProbeOptions, _context: ProbeContext
                 connector.transport.abort()  # does not wait for the peer's close frame
 
 
+async def _build_headers(options: WebsocketProbeOptions, details: ProbeDetails) -> dict[str, str]:
+    """Return the headers to send; configured ones replace that of `auth`. Raises ProbeFailure."""
+    headers = {name: value.get_secret_value() for name, value in options.headers.items()}
+    if options.auth is None or any(name.lower() == "authorization" for name in headers):
+        return headers
+    if options.auth.bearer_file is None:
+        return {**headers, "Authorization": format_authorization(options.auth)}
+    token = await asyncio.to_thread(read_token, options.auth.bearer_file)
+    details.redact = details.redact.with_secret(token)
+    return {**headers, "Authorization": f"Bearer {token}"}
+
+
 def _first_line(text: str) -> str:
     return next(iter(text.strip().splitlines()), "the connection was closed").rstrip(":")
 
@@ -199,8 +208,7 @@ def _first_line(text: str) -> str:
 def _handshake_failure(error: aiohttp.WSServerHandshakeError, options: WebsocketProbeOptions) -> ProbeFailure:
     if error.status == 101:  # noqa: PLR2004 - HTTP status code
         return ProbeFailure("protocol", f"WebSocket handshake failed: {error.message}")
-    sends_credentials = any(name.lower() in ("authorization", "cookie") for name in options.sent_headers)
-    reason: FailureReason = "auth" if error.status in (401, 403) and sends_credentials else "status"
+    reason: FailureReason = "auth" if error.status in (401, 403) and options.sends_credentials else "status"
     return ProbeFailure(reason, f"answered {error.status}, expected 101")
 
 

@@ -714,6 +714,7 @@ async def test_websocket(tmp_path: Path, authority: Authority, dialogue: Any, re
     [
         ({"basic": {"username": "probe", "password": "s3cret"}}, "Basic cHJvYmU6czNjcmV0"),
         ({"bearer": "t0ken-of-a-feed"}, "Bearer t0ken-of-a-feed"),
+        ({"bearer_file": "token"}, "Bearer t0ken-of-a-feed"),
     ],
 )
 async def test_credentials_of_a_websocket(tmp_path: Path, auth: Any, sent: str) -> None:
@@ -722,6 +723,7 @@ async def test_credentials_of_a_websocket(tmp_path: Path, auth: Any, sent: str) 
             return web.Response(status=401)
         return await peers.echoing(request)
 
+    (tmp_path / "token").write_text("t0ken-of-a-feed\n")
     async with peers.web_server(guarded) as port:
         options: dict[str, Any] = {"url": f"ws://127.0.0.1:{port}/", "auth": auth}
         assert (await probed(tmp_path, "websocket", options)).success

@@ -53,7 +53,7 @@ async def fetch(options: HttpRequestOptions, details: ProbeDetails, on_body: OnB
         request, reader = await _follow_with_token(request, auth.oauth2, options, details, on_body)
     else:
         if auth is not None and auth.bearer_file is not None:
-            token = await asyncio.to_thread(_read_token, auth.bearer_file)
+            token = await asyncio.to_thread(read_token, auth.bearer_file)
             details.redact = details.redact.with_secret(token)
             request = request.with_header("Authorization", f"Bearer {token}")
         request, reader = await _follow(request, options, details, on_body)
@@ -62,7 +62,7 @@ async def fetch(options: HttpRequestOptions, details: ProbeDetails, on_body: OnB
     return HttpResponse(reader.status, reader.version, reader.headers, body, duration, request.secure)
 
 
-def _read_token(path: Path) -> str:
+def read_token(path: Path) -> str:
     """Return the token in a file. Raises ProbeFailure."""
     try:
         with path.open(encoding="ascii") as file:

@@ -98,9 +98,13 @@ class OAuth2(ConfigModel):
         self._cached.token = ""
 
 
-class ProbeAuth(HttpAuth):
-    choices = ("basic", "bearer", "bearer_file", "oauth2")
+class TokenAuth(HttpAuth):
+    choices: ClassVar[tuple[str, ...]] = ("basic", "bearer", "bearer_file")
     bearer_file: ExistingFile | None = None  # read for each probe
+
+
+class ProbeAuth(TokenAuth):
+    choices = ("basic", "bearer", "bearer_file", "oauth2")
     oauth2: OAuth2 | None = None
 
 
