@@ -14,6 +14,10 @@ from fleet.inventory.thresholds import ThresholdTable
 # Measured by some probe kinds; absent if the last probe did not measure it.
 _MEASURED = {
     "service_http_status_code": "HTTP status code of the last response.",
+    "service_http_body_bytes": "Length of the last response's body as it was received.",
+    "service_http_version": "HTTP version of the last response.",
+    "service_ip_protocol": "IP version of the address of the last probe, 4 or 6.",
+    "service_dns_soa_serial": "Serial number of the zone in the last answer with a SOA record.",
     "service_http_redirects": "Number of redirects that the last probe followed.",
     "service_tls_certificate_expiry_timestamp_seconds": "Expiry of the last served certificate.",
     "service_tls_certificate_not_before_timestamp_seconds": "Start of validity of the last served certificate.",

@@ -40,6 +40,7 @@ PROBES: Mapping[str, ProbeKind[Any]] = LazyTable(
     {
         "http": "exporter.probes.http:HTTP",
         "tcp": "exporter.probes.tcp:TCP",
+        "udp": "exporter.probes.udp:UDP",
         "tls": "exporter.probes.tls:TLS",
         "dns": "exporter.probes.dns:DNS",
         "icmp": "exporter.probes.icmp:ICMP",

@@ -1,19 +1,14 @@
 """The `dns` probe: one query to one server, and checks of the response code and the records."""
 
-import asyncio
 import re
-import socket
 import ssl
-import struct
 import time
-from functools import partial
 from typing import Annotated, Any, Literal
 
 import dns.exception
 import dns.flags
 import dns.message
 import dns.name
-import dns.query
 import dns.rcode
 import dns.rdataclass
 import dns.rdatatype
@@ -25,10 +20,11 @@ from exporter.probes.net.connections import (
     DialOptions,
     connection_failure,
     describe_tls_error,
+    record_ip_protocol,
     resolve,
     server_name_of,
 )
-from exporter.probes.net.handshake import perform_handshake
+from exporter.probes.net.name_servers import LONG_RESPONSE, query_tcp, query_udp
 from exporter.probes.net.tls_contexts import ProbeTls, ssl_context_for
 from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import ConfigModel, split_address
@@ -37,10 +33,6 @@ from runtime.addresses import NAME_LIMIT
 
 PORTS = {"udp": 53, "tcp": 53, "tls": 853}
 RECORDS_SHOWN = 300  # characters
-RECORDS_LIMIT = 1000  # of a response, with its questions
-LONG_RESPONSE = 4096  # bytes; a longer response is parsed and checked in a thread
-_HEADER = struct.Struct("!4xHHHH")  # after id and flags: the numbers of questions and records (RFC 1035, 4.1.1)
-_TRUNCATED = 0x02  # of the third byte (RFC 1035, 4.1.1)
 
 
 def _check_server(address: str) -> str:
@@ -124,6 +116,9 @@ async def probe_dns(options: DnsProbeOptions, _context: ProbeContext, details: P
     finally:
         details.add_phase("processing", time.perf_counter() - started)
     duration = time.perf_counter() - started
+    serial = next((rrset[0].serial for rrset in response.answer if rrset.rdtype == dns.rdatatype.SOA), None)
+    if serial is not None:
+        details.gauges["service_dns_soa_serial"] = serial
     details.evidence["answer"] = text = response.to_text()
     for section in ("answer", "authority", "additional"):
         details.evidence[f"{section} records"] = sum(map(len, getattr(response, section)))
@@ -162,20 +157,20 @@ async def _query(
     options: DnsProbeOptions, query: dns.message.Message, address: str, port: int, host: str, details: ProbeDetails
 ) -> dns.message.Message:
     """Return the response. If it is truncated over UDP, repeat the query over TCP. Raises ProbeFailure."""
+    record_ip_protocol(address, details)
     peer = f"{address}:{port}"
-    source = str(options.source) if options.source else None
     transport = options.transport
     try:
         if transport == "udp":
-            response = await _query_udp(query, address, port, source)
+            response = await query_udp(query, address, port, options)
             if response is not None:
                 return response
             details.evidence["truncated"] = "over UDP; query repeated over TCP"
-            return await _retry_over_tcp(query, address, port, source)
+            return await _retry_over_tcp(query, address, port, options)
         if transport == "tcp":
-            return await _query_tcp(query, address, port, source)
+            return await query_tcp(query, address, port, options)
         name = server_name_of(options.tls, host)
-        return await _query_tcp(query, address, port, source, ssl_context_for(options.tls), name)
+        return await query_tcp(query, address, port, options, ssl_context_for(options.tls), name)
     except ssl.SSLError as error:
         raise ProbeFailure("tls", f"TLS handshake with {peer} failed: {describe_tls_error(error)}") from error
     except (dns.exception.DNSException, EOFError, ValueError) as error:
@@ -184,98 +179,11 @@ async def _query(
         raise connection_failure(error, f"cannot query {peer} over {transport}") from error
 
 
-class _DnsDatagramProtocol(asyncio.DatagramProtocol):
-    """Waits for the response to one query: None if it is truncated. Responses to other queries are ignored."""
-
-    def __init__(self, query: dns.message.Message) -> None:
-        self._query = query
-        self.response: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
-
-    def datagram_received(self, data: bytes, _address: object) -> None:
-        if self.response.done() or data[:2] != self._query.id.to_bytes(2):
-            return
-        if data[2:3] and data[2] & _TRUNCATED:
-            self.response.set_result(None)
-        else:
-            self.response.set_result(data)
-
-    def error_received(self, error: Exception) -> None:
-        if not self.response.done():
-            self.response.set_exception(error)
-
-
-async def _query_udp(
-    query: dns.message.Message, address: str, port: int, source: str | None
-) -> dns.message.Message | None:
-    """Return the response, or None if it is truncated. Raises OSError and ValueError.
-
-    The socket is connected, so that a closed port is reported immediately.
-    """
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-    try:
-        if source:
-            sock.bind((source, 0))
-        sock.connect((address, port))
-    except BaseException:
-        sock.close()
-        raise
-    loop = asyncio.get_running_loop()
-    transport, datagrams = await loop.create_datagram_endpoint(lambda: _DnsDatagramProtocol(query), sock=sock)
-    try:
-        transport.sendto(query.to_wire())
-        response = await datagrams.response
-    finally:
-        transport.abort()
-    return None if response is None else await _parse_response(query, response)
-
-
-async def _query_tcp(
-    query: dns.message.Message,
-    address: str,
-    port: int,
-    source: str | None,
-    context: ssl.SSLContext | None = None,
-    server_name: str = "",
-) -> dns.message.Message:
-    """Return the response, over TLS if there is a context. Raises OSError, EOFError and ValueError."""
-    reader = asyncio.StreamReader()
-    transport, protocol = await asyncio.get_running_loop().create_connection(
-        lambda: asyncio.StreamReaderProtocol(reader), address, port, local_addr=(source, 0) if source else None
-    )
-    try:
-        secured = transport if context is None else await perform_handshake(transport, protocol, context, server_name)
-        if secured is None:
-            raise ConnectionResetError("the connection was closed")
-        wire = query.to_wire()
-        secured.write(len(wire).to_bytes(2) + wire)
-        size = int.from_bytes(await reader.readexactly(2))
-        response = await reader.readexactly(size)
-    finally:
-        transport.abort()
-    return await _parse_response(query, response)
-
-
-async def _parse_response(query: dns.message.Message, wire: bytes) -> dns.message.Message:
-    """Parse a response, in a thread if it is long. Raises ValueError if it is invalid, too long or of another query."""
-    if len(wire) >= _HEADER.size and sum(_HEADER.unpack_from(wire)) > RECORDS_LIMIT:
-        raise ValueError(f"it has more than {RECORDS_LIMIT} records")
-    parse = partial(dns.message.from_wire, wire, ignore_trailing=True)
-    try:
-        response = await run_in_thread(parse) if len(wire) > LONG_RESPONSE else parse()
-    except Exception as error:
-        # The data is untrusted, and the parser raises many types.
-        raise ValueError(str(error) or type(error).__name__) from error
-    if not query.is_response(response):
-        raise ValueError("the response belongs to another query")
-    return response
-
-
 async def _retry_over_tcp(
-    query: dns.message.Message, address: str, port: int, source: str | None
+    query: dns.message.Message, address: str, port: int, dial: DialOptions
 ) -> dns.message.Message:
     try:
-        return await _query_tcp(query, address, port, source)
+        return await query_tcp(query, address, port, dial)
     except OSError as error:
         failure = connection_failure(error, "the answer over UDP is truncated; cannot repeat the query over TCP")
         raise failure if failure.reason == "error" else ProbeFailure("protocol", failure.message) from error

@@ -5,19 +5,21 @@ https://github.com/grpc/grpc-proto/blob/master/grpc/health/v1/health.proto (the 
 """
 
 import asyncio
+import base64
+import re
 import ssl
 import time
 from typing import Annotated
 from urllib.parse import unquote
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, SecretStr
 
 from exporter.probes import ProbeContext, ProbeKind
 from exporter.probes.net.certificates import is_ip_address
 from exporter.probes.net.connections import DialOptions, connect, find_handshake_alert, server_name_of
 from exporter.probes.net.http2 import ALPN, FrameReader, Http2Error, Http2Response, send_request
 from exporter.probes.tcp import OptionalTls
-from exporter.results import ProbeDetails, ProbeFailure
+from exporter.results import FailureReason, ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import Address, split_address
 from runtime import VERSION
 
@@ -36,10 +38,46 @@ _CODES_OF_HTTP = {
 }  # fmt: skip
 _STATUSES = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")  # HealthCheckResponse.ServingStatus
 _PREFIX = 5  # bytes before a message: whether it is compressed, and its length
+METADATA_LIMIT = 8 * 1024  # bytes, which servers of gRPC accept by default
+_METADATA_NAME = re.compile(r"[0-9a-z_.-]+")
+# Headers that the probe sets, or that HTTP/2 has no use for (RFC 9113, 8.2.2).
+_RESERVED = (
+    "te", "content-type", "user-agent", "host", "content-length", "connection", "keep-alive", "proxy-connection",
+    "transfer-encoding", "upgrade",
+)  # fmt: skip
+
+
+def _check_metadata(metadata: dict[str, SecretStr]) -> dict[str, SecretStr]:
+    """Refuse names and values that gRPC does not allow or the probe sets; return the names in lower case."""
+    lowered = {name.lower(): value for name, value in metadata.items()}
+    if len(lowered) < len(metadata):
+        raise ValueError("has a name twice: upper and lower case are the same")
+    for name, secret in lowered.items():
+        value = secret.get_secret_value()
+        if not _METADATA_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is not a name of metadata: use letters, digits, _ . and -")
+        if name in _RESERVED or name.startswith("grpc-"):
+            raise ValueError(f"{name} cannot be set: gRPC sets it")
+        if not value.isascii() or not value.isprintable() or value != value.strip():
+            raise ValueError(f"{name} must be one line of printable ASCII characters without blanks at its ends")
+        if name.endswith("-bin") and not _is_base64(value):
+            raise ValueError(f"{name} must be base64, as its name ends in -bin")
+    if sum(len(name) + len(value.get_secret_value()) for name, value in lowered.items()) > METADATA_LIMIT:
+        raise ValueError(f"is longer than {METADATA_LIMIT} bytes")
+    return lowered
+
+
+def _is_base64(text: str) -> bool:
+    try:
+        base64.b64decode(text + "=" * (-len(text) % 4), validate=True)  # gRPC allows to omit the padding
+    except ValueError:
+        return False
+    return True
 
 
 class GrpcProbeOptions(DialOptions):
     address: Address
+    metadata: Annotated[dict[str, SecretStr], AfterValidator(_check_metadata)] = Field(default_factory=dict)
     service: Annotated[str, Field(max_length=1000)] = ""
     tls: OptionalTls = None
 
@@ -114,6 +152,7 @@ def _build_headers(options: GrpcProbeOptions) -> list[tuple[str, str]]:
         ("content-type", "application/grpc"),
         ("grpc-accept-encoding", "identity"),
         ("user-agent", f"defib/{VERSION}"),
+        *((name, value.get_secret_value()) for name, value in options.metadata.items()),
     ]
 
 
@@ -131,14 +170,20 @@ def _check_call(response: Http2Response, options: GrpcProbeOptions) -> None:
     if code is not None:
         name = _CODES.get(code, f"the unknown code {code!r}")
         if name != "OK":
-            raise ProbeFailure("status", f"the health service answered {name}{f': {text}' if text else ''}")
+            answer = f"the health service answered {name}{f': {text}' if text else ''}"
+            raise ProbeFailure(_reason_of(name, options), answer)
         return
     status, content_type = headers.get(":status", ""), headers.get("content-type", "")
     name = _CODES_OF_HTTP.get(status, "UNKNOWN")
     if status == "200" or name == "UNAVAILABLE":
         answer = f"HTTP status {status}, content type {content_type!r}, no gRPC status"
         raise ProbeFailure("protocol", f"{_no_server(options)}: {answer}")
-    raise ProbeFailure("status", f"the health service answered {name}: HTTP status {status}")
+    raise ProbeFailure(_reason_of(name, options), f"the health service answered {name}: HTTP status {status}")
+
+
+def _reason_of(code: str, options: GrpcProbeOptions) -> FailureReason:
+    """Return the reason of a failed call; its metadata may be credentials."""
+    return "auth" if options.metadata and code in ("UNAUTHENTICATED", "PERMISSION_DENIED") else "status"
 
 
 def _unwrap(response: Http2Response) -> bytes:

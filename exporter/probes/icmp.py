@@ -16,6 +16,7 @@ from exporter.probes.net.connections import (
     Unreachable,
     connection_failure,
     expand_unreachable,
+    record_ip_protocol,
     resolve,
 )
 from exporter.results import ProbeDetails, ProbeFailure
@@ -60,6 +61,7 @@ class IcmpProbeOptions(DialOptions):
 async def probe_icmp(options: IcmpProbeOptions, context: ProbeContext, details: ProbeDetails) -> None:
     ends = time.perf_counter() + 0.9 * context.timeout  # the rest is for reporting the replies
     address = (await resolve(options.address, 0, details, options))[0]
+    record_ip_protocol(address, details)
     durations: list[float] = []
     try:
         with _open_socket(address, options) as sock:

@@ -1,11 +1,11 @@
-"""The `openai` probe: a chat completion by an OpenAI-compatible server, timed to its first token."""
+"""The `openai` probe: a chat completion timed to its first token, a vector, or the list of models."""
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -20,14 +20,27 @@ from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import REFERENCES_ARE_SECRET, ConfigModel, Token
 from fleet.inventory.units import Patterns, PositiveDuration
 
-PATH = "/chat/completions"
+PATHS = {"chat": "/chat/completions", "embeddings": "/embeddings", "models": "/models"}
 EXPECTED_STATUS = [(200, 200)]
 LINES_PER_TOKEN = 20  # limit of the lines of a stream, including comments and blank lines
 OTHER_LIMIT = 10_000  # bytes outside of events
 LINE_LIMIT = 1024 * 1024
 MAX_USAGE = 10**9  # tokens; a greater number reported by a server is ignored
 # Parameters that the probe sets, or that would produce more than `max_tokens`.
-_RESERVED = ("model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "n", "best_of")
+_RESERVED = (
+    "model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "n", "best_of", "input",
+    "encoding_format",
+)  # fmt: skip
+# The options that an endpoint does not have; those after the dot are of `expect`.
+_OF_CHAT = (
+    "max_tokens", "max_completion_tokens", "stream", "expect.body_matches", "expect.body_lacks",
+    "expect.first_token_faster_than", "expect.tokens_per_second_above",
+)  # fmt: skip
+_MISSING: Mapping[str, tuple[str, ...]] = {
+    "chat": ("expect.dimensions",),
+    "embeddings": _OF_CHAT,
+    "models": (*_OF_CHAT, "prompt", "parameters", "expect.dimensions"),
+}
 
 
 class OpenaiExpect(ConfigModel):
@@ -36,13 +49,16 @@ class OpenaiExpect(ConfigModel):
     faster_than: PositiveDuration | None = None
     first_token_faster_than: PositiveDuration | None = None
     tokens_per_second_above: float | None = Field(None, gt=0)
+    dimensions: int | None = Field(None, ge=1)
 
 
 class OpenaiProbeOptions(HttpRequestOptions):
+    endpoint: Literal["chat", "embeddings", "models"] = "chat"
     model: str = Field(min_length=1)
     api_key: Token | None = None
     prompt: str = "Reply with OK."
     max_tokens: int = Field(16, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
     stream: bool = True
     parameters: Annotated[dict[str, Any], REFERENCES_ARE_SECRET] = Field(default_factory=dict)
     expect: OpenaiExpect = OpenaiExpect()
@@ -65,7 +81,17 @@ class OpenaiProbeOptions(HttpRequestOptions):
             raise ValueError("api_key and auth exclude each other")
         if self.expect.first_token_faster_than is not None and not self.stream:
             raise ValueError("first_token_faster_than needs `stream: true`")
+        if {"max_tokens", "max_completion_tokens"} <= self.model_fields_set:
+            raise ValueError("max_tokens and max_completion_tokens exclude each other")
+        given = self.model_fields_set | {f"expect.{name}" for name in self.expect.model_fields_set}
+        for name in _MISSING[self.endpoint]:
+            if name in given:
+                raise ValueError(f"`endpoint: {self.endpoint}` has no {name}")
         return self
+
+    @property
+    def token_limit(self) -> int:
+        return self.max_completion_tokens or self.max_tokens
 
     @property
     def credentials(self) -> ProbeAuth | None:
@@ -74,27 +100,33 @@ class OpenaiProbeOptions(HttpRequestOptions):
     @property
     def request_url(self) -> str:
         """The URL of the request; `url` may be the server, the API's root (`…/v1`), or the complete URL."""
+        path = PATHS[self.endpoint]
         url, mark, query = self.url.partition("?")
         url = url.rstrip("/")
-        if not url.endswith(PATH):
+        if not url.endswith(path):
             has_path = url.count("/") > 2  # noqa: PLR2004 - the slashes of the scheme
-            url = f"{url}{PATH}" if has_path else f"{url}/v1{PATH}"
+            url = f"{url}{path}" if has_path else f"{url}/v1{path}"
         return f"{url}{mark}{query}"
 
     @property
     def verb(self) -> str:
-        return "POST"
+        return "GET" if self.endpoint == "models" else "POST"
 
     @cached_property
     def content(self) -> tuple[bytes, str]:
-        request: dict[str, Any] = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": self.prompt}],
-            "max_tokens": self.max_tokens,
-            "stream": self.stream,
-        }
-        if self.stream:
-            request["stream_options"] = {"include_usage": True}
+        if self.endpoint == "models":
+            return b"", ""
+        request: dict[str, Any] = {"model": self.model}
+        if self.endpoint == "embeddings":
+            request["input"] = self.prompt
+        else:
+            request |= {
+                "messages": [{"role": "user", "content": self.prompt}],
+                "max_completion_tokens" if self.max_completion_tokens else "max_tokens": self.token_limit,
+                "stream": self.stream,
+            }
+            if self.stream:
+                request["stream_options"] = {"include_usage": True}
         return json.dumps({**self.parameters, **request}, ensure_ascii=False).encode(), "application/json"
 
 
@@ -166,13 +198,7 @@ class _StreamedCompletion:
 
     def add_event(self, event: Any, text_key: str) -> None:
         """Add an event or a complete response, whose choices have their text under `text_key`. Raises ProbeFailure."""
-        if not isinstance(event, dict):
-            raise ProbeFailure("json", "the answer is not a JSON object")
-        if event.get("error"):
-            error = quote_excerpt(
-                json.dumps(event["error"], ensure_ascii=False).encode("utf-8", "replace"), self._details
-            )
-            raise ProbeFailure("status", f"the server reported an error: {error}")
+        check_answer(event, self._details)
         usage = event.get("usage")
         reported = usage.get("completion_tokens") if isinstance(usage, dict) else None
         if type(reported) is int and 0 <= reported <= MAX_USAGE:
@@ -200,19 +226,70 @@ class _StreamedCompletion:
             self.ended = True
 
 
+def check_answer(answer: Any, details: ProbeDetails) -> None:
+    """Raise ProbeFailure unless this is a JSON object that reports no error."""
+    if not isinstance(answer, dict):
+        raise ProbeFailure("json", "the answer is not a JSON object")
+    if answer.get("error"):
+        error = quote_excerpt(json.dumps(answer["error"], ensure_ascii=False).encode("utf-8", "replace"), details)
+        raise ProbeFailure("status", f"the server reported an error: {error}")
+
+
 async def probe_openai(options: OpenaiProbeOptions, _context: ProbeContext, details: ProbeDetails) -> None:
-    completion = _StreamedCompletion(options.max_tokens, details)
+    if options.endpoint == "chat":
+        await _probe_chat(options, details)
+        return
+    response = await fetch(options, details)
+    objects = _list_objects(await _parse(options, response, details), details)
+    check = _check_embedding if options.endpoint == "embeddings" else _check_models
+    check(options, objects, details)
+    limit = options.expect.faster_than
+    if limit is not None and response.duration > limit:
+        raise ProbeFailure("latency", f"the answer took {response.duration:.3f} s, expected less than {limit:g} s")
+
+
+async def _parse(options: OpenaiProbeOptions, response: HttpResponse, details: ProbeDetails) -> Any:
+    """Return the JSON of a whole response. Raises ProbeFailure."""
+    response = await decode_unless_refused(options, EXPECTED_STATUS, response, details)
+    check_status(options, EXPECTED_STATUS, response, details)
+    return await run_in_thread(parse_json, recode_as_utf8(response.header("content-type"), response.body))
+
+
+def _list_objects(answer: Any, details: ProbeDetails) -> list[Mapping[str, Any]]:
+    """Return the objects in the list of an answer. Raises ProbeFailure."""
+    check_answer(answer, details)
+    if not isinstance(answer.get("data"), list):
+        raise ProbeFailure("json", "the answer has no list `data`")
+    return [each for each in answer["data"] if isinstance(each, dict)]
+
+
+def _check_embedding(options: OpenaiProbeOptions, objects: Sequence[Mapping[str, Any]], details: ProbeDetails) -> None:
+    vector = next((each.get("embedding") for each in objects), None)
+    if not isinstance(vector, list) or not vector or not all(type(each) in (int, float) for each in vector):
+        raise ProbeFailure("body", "the answer has no vector of numbers")
+    details.evidence["dimensions"] = len(vector)
+    expected = options.expect.dimensions
+    if expected is not None and len(vector) != expected:
+        raise ProbeFailure("body", f"the vector has {len(vector)} dimensions, expected {expected}")
+
+
+def _check_models(options: OpenaiProbeOptions, objects: Sequence[Mapping[str, Any]], details: ProbeDetails) -> None:
+    names = [each["id"] for each in objects if isinstance(each.get("id"), str)]
+    if options.model not in names:
+        listed = quote_excerpt(", ".join(names).encode("utf-8", "replace"), details) if names else "no model"
+        raise ProbeFailure("body", f"the server does not list the model {options.model!r}; it lists {listed}")
+
+
+async def _probe_chat(options: OpenaiProbeOptions, details: ProbeDetails) -> None:
+    completion = _StreamedCompletion(options.token_limit, details)
     started = time.perf_counter()
     response = await fetch(options, details, completion.receive if options.stream else None)
     if options.stream:
         details.evidence["body"] = completion.text or bytes(completion.other)
-    if not options.stream:
-        response = await decode_unless_refused(options, EXPECTED_STATUS, response, details)
-    check_status(options, EXPECTED_STATUS, _with_body(response, completion), details)
-    if not options.stream:
-        text = recode_as_utf8(response.header("content-type"), response.body)
-        completion.add_event(await run_in_thread(parse_json, text), "message")
-    elif not completion.ended:
+        check_status(options, EXPECTED_STATUS, _with_body(response, completion), details)
+    else:
+        completion.add_event(await _parse(options, response, details), "message")
+    if options.stream and not completion.ended:
         beginning = quote_excerpt(completion.outside_events, details)
         raise ProbeFailure(
             "protocol", f"the stream ended before the completion; outside of events it contained {beginning}"

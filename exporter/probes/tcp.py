@@ -1,4 +1,4 @@
-"""The `tcp` probe: a connection, optionally with TLS and a dialogue of lines."""
+"""The `tcp` probe: a connection, optionally with TLS and a dialogue."""
 
 import asyncio
 from typing import Annotated, Any, ClassVar, Literal
@@ -16,14 +16,16 @@ from exporter.probes.net.connections import (
     server_name_of,
     start_tls,
 )
-from exporter.probes.net.dialogue import Dialogue, DialogueStep, LineReader
+from exporter.probes.net.dialogue import DialogueStep, LineReader, StreamDialogue
 from exporter.probes.net.tls_contexts import ProbeTls, ssl_context_for
 from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import Address, split_address
+from fleet.inventory.units import Pattern
 
 
 class TcpDialogueStep(DialogueStep):
-    choices: ClassVar[tuple[str, ...]] = ("expect", "send", "starttls")
+    choices: ClassVar[tuple[str, ...]] = (*DialogueStep.choices, "prompt", "starttls")
+    prompt: Pattern | None = None
     starttls: Literal[True] | None = None
 
 
@@ -71,18 +73,21 @@ async def probe_tcp(options: TcpProbeOptions, context: ProbeContext, details: Pr
 async def _converse(
     options: TcpProbeOptions, transport: asyncio.Transport, lines: LineReader, details: ProbeDetails
 ) -> None:
-    dialogue = Dialogue(lines.next, details)
+    dialogue = StreamDialogue(lines, details)
     try:
         for step in options.dialogue:
             step_name = dialogue.next_step()
-            if step.expect is not None:
-                await dialogue.expect(step.expect)
-            elif step.send is not None:
+            data = dialogue.data_of(step)
+            if data is not None:
                 if transport.is_closing():
                     raise ProbeFailure("protocol", f"{step_name}: the peer closed the connection")
-                transport.write(dialogue.fill_groups(step.send))
+                transport.write(data)
+            elif step.prompt is not None:
+                await dialogue.prompt(step.prompt)
             elif step.starttls:
                 transport = await _start_tls(options, transport, lines, step_name, details)
+            else:
+                await dialogue.await_step(step)
     finally:
         transport.abort()
 

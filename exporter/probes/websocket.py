@@ -15,7 +15,8 @@ from yarl import URL
 from exporter.probes import ProbeContext, ProbeKind
 from exporter.probes.net.connections import DialOptions, connect
 from exporter.probes.net.dialogue import MESSAGES_PER_STEP, Dialogue, DialogueStep
-from exporter.probes.net.http_request import Headers, with_server_name
+from exporter.probes.net.http_client import read_token
+from exporter.probes.net.http_request import Headers, TokenAuth, format_authorization, with_server_name
 from exporter.probes.net.tls_contexts import ProbeTls
 from exporter.probes.net.urls import connectable_host, request_target, without_zone
 from exporter.results import FailureReason, ProbeDetails, ProbeFailure
@@ -37,6 +38,7 @@ def _check_websocket_url(url: str) -> str:
 class WebsocketProbeOptions(DialOptions):
     url: Annotated[str, AfterValidator(_check_websocket_url)]
     headers: Headers = Field(default_factory=dict)
+    auth: TokenAuth | None = None
     tls: ProbeTls = ProbeTls()
     dialogue: list[DialogueStep] = []
 
@@ -44,6 +46,10 @@ class WebsocketProbeOptions(DialOptions):
     def host_header(self) -> str | None:
         """The configured `Host` header."""
         return next((value.get_secret_value() for name, value in self.headers.items() if name.lower() == "host"), None)
+
+    @property
+    def sends_credentials(self) -> bool:
+        return self.auth is not None or any(name.lower() in ("authorization", "cookie") for name in self.headers)
 
 
 class _LimitedFrames:
@@ -157,7 +163,7 @@ def _origin(url: URL) -> tuple[str | None, int | None, bool]:
 async def probe_websocket(options: WebsocketProbeOptions, _context: ProbeContext, details: ProbeDetails) -> None:
     url = URL(options.url)
     written_url = URL(f"{url.scheme}://{url.raw_authority}{request_target(options.url)}", encoded=True)
-    headers = {name: value.get_secret_value() for name, value in options.headers.items()}
+    headers = await _build_headers(options, details)
     if options.host_header is None:
         headers["Host"] = without_zone(url.host_port_subcomponent or "")
     connector = _ProbeConnector(options, details)
@@ -183,6 +189,18 @@ async def probe_websocket(options: WebsocketProbeOptions, _context: ProbeContext
                 connector.transport.abort()  # does not wait for the peer's close frame
 
 
+async def _build_headers(options: WebsocketProbeOptions, details: ProbeDetails) -> dict[str, str]:
+    """Return the headers to send; configured ones replace that of `auth`. Raises ProbeFailure."""
+    headers = {name: value.get_secret_value() for name, value in options.headers.items()}
+    if options.auth is None or any(name.lower() == "authorization" for name in headers):
+        return headers
+    if options.auth.bearer_file is None:
+        return {**headers, "Authorization": format_authorization(options.auth)}
+    token = await asyncio.to_thread(read_token, options.auth.bearer_file)
+    details.redact = details.redact.with_secret(token)
+    return {**headers, "Authorization": f"Bearer {token}"}
+
+
 def _first_line(text: str) -> str:
     return next(iter(text.strip().splitlines()), "the connection was closed").rstrip(":")
 
@@ -190,8 +208,7 @@ def _first_line(text: str) -> str:
 def _handshake_failure(error: aiohttp.WSServerHandshakeError, options: WebsocketProbeOptions) -> ProbeFailure:
     if error.status == 101:  # noqa: PLR2004 - HTTP status code
         return ProbeFailure("protocol", f"WebSocket handshake failed: {error.message}")
-    sends_credentials = any(name.lower() in ("authorization", "cookie") for name in options.headers)
-    reason: FailureReason = "auth" if error.status in (401, 403) and sends_credentials else "status"
+    reason: FailureReason = "auth" if error.status in (401, 403) and options.sends_credentials else "status"
     return ProbeFailure(reason, f"answered {error.status}, expected 101")
 
 
@@ -223,13 +240,17 @@ async def _converse(
     dialogue = Dialogue(receive, details)
     for step in options.dialogue:
         step_name = dialogue.next_step()
-        if step.expect is not None:
-            await dialogue.expect(step.expect)
-        elif step.send is not None:
-            try:
-                await socket.send_str(dialogue.fill_groups(step.send).decode("utf-8", "replace"))
-            except (aiohttp.ClientError, OSError) as error:
-                raise ProbeFailure("protocol", f"{step_name}: the peer closed the connection") from error
+        data = dialogue.data_of(step)
+        if data is None:
+            await dialogue.await_step(step)
+            continue
+        try:
+            if step.send_bytes is not None:
+                await socket.send_bytes(data)
+            else:
+                await socket.send_str(data.decode("utf-8", "replace"))
+        except (aiohttp.ClientError, OSError) as error:
+            raise ProbeFailure("protocol", f"{step_name}: the peer closed the connection") from error
 
 
 WEBSOCKET = ProbeKind(WebsocketProbeOptions, probe_websocket)

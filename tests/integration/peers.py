@@ -4,10 +4,10 @@ import asyncio
 import contextlib
 import json
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import dnslib
 import dnslib.server
@@ -118,6 +118,29 @@ async def raw_server(
         server.close()
 
 
+class _DatagramServer(asyncio.DatagramProtocol):
+    def __init__(self, answers: Callable[[bytes], Iterable[bytes]]) -> None:
+        self._answers = answers
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.DatagramTransport", transport)  # uvloop's is no subclass
+
+    def datagram_received(self, data: bytes, address: Any) -> None:
+        for answer in self._answers(data):
+            self._transport.sendto(answer, address)
+
+
+@contextlib.asynccontextmanager
+async def datagram_server(answers: Callable[[bytes], Iterable[bytes]]) -> AsyncIterator[int]:
+    """Answer each datagram with those that a function returns; yields the port."""
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_datagram_endpoint(lambda: _DatagramServer(answers), ("127.0.0.1", 0))
+    try:
+        yield int(transport.get_extra_info("sockname")[1])
+    finally:
+        transport.close()
+
+
 @contextlib.asynccontextmanager
 async def mail_server(context: ssl.SSLContext | None) -> AsyncIterator[int]:
     """A mail server that offers STARTTLS."""
@@ -149,8 +172,23 @@ async def chat_server() -> AsyncIterator[int]:
         yield port
 
 
+_RECORDS = {
+    "text": '60 TXT "v=spf1 -all"',
+    "local": "60 A 127.0.0.1",
+    "four": "60 A 127.0.0.1",
+    "lossy": "60 A 127.0.0.1",
+    "garbled": "60 A 127.0.0.1",
+    "six": "60 AAAA ::1",
+    "alias": "60 CNAME local.test.\nlocal.test. 60 A 127.0.0.1",
+    "soa": "60 SOA ns.test. admin.test. 2026113001 7200 3600 1209600 300",
+}
+
+
 class _Zone(dnslib.server.BaseResolver):  # type: ignore[misc] # dnslib has no types
     """Answers by the first label of the name."""
+
+    def __init__(self) -> None:
+        self.asked: set[tuple[str, int]] = set()  # first labels and types of queries
 
     def resolve(self, request: Any, handler: Any) -> Any:
         reply = request.reply()
@@ -162,17 +200,25 @@ class _Zone(dnslib.server.BaseResolver):  # type: ignore[misc] # dnslib has no t
             reply.add_answer(*dnslib.RR.fromZone(f"{name} 60 A 192.0.2.1\n{name} 60 A 192.0.2.2"))
             reply.add_auth(*dnslib.RR.fromZone("test. 60 NS ns.test."))
             reply.add_ar(*dnslib.RR.fromZone("ns.test. 60 A 192.0.2.53"))
-        elif first == "text":
-            reply.add_answer(*dnslib.RR.fromZone(f'{name} 60 TXT "v=spf1 -all"'))
         elif first == "many":
             reply.add_answer(
                 *dnslib.RR.fromZone("\n".join(f"{name} 60 A 10.0.{n // 250}.{n % 250}" for n in range(300)))
             )
         elif first == "norecursion":
             reply.header.rcode = dnslib.RCODE.REFUSED if request.header.rd else dnslib.RCODE.NOERROR
-        elif first == "silent":
-            raise dnslib.DNSError("it says nothing")
+        elif first in _RECORDS:
+            reply.add_answer(*dnslib.RR.fromZone(f"{name} {_RECORDS[first]}"))
+        self._lose(first, request.q.qtype)
+        if first == "garbled" and request.q.qtype == dnslib.QTYPE.AAAA:
+            reply.add_answer(dnslib.RR(name, dnslib.QTYPE.AAAA, rdata=dnslib.RD(b"too short")))
         return reply
+
+    def _lose(self, first: str, kind: int) -> None:
+        """Raise an error, upon which the server does not answer, if the query is to be lost."""
+        is_first = (first, kind) not in self.asked
+        self.asked.add((first, kind))
+        if first == "silent" or (first == "four" and kind == dnslib.QTYPE.AAAA) or (first == "lossy" and is_first):
+            raise dnslib.DNSError("it says nothing")
 
 
 class _QuietLogger(dnslib.server.DNSLogger):  # type: ignore[misc] # dnslib has no types
@@ -230,6 +276,8 @@ async def echoing(request: web.Request) -> web.StreamResponse:
         if message.type is WSMsgType.TEXT:
             asked = message.data
             await socket.send_str('{"op": "pong"}' if asked == '{"op": "ping"}' else asked)
+        elif message.type is WSMsgType.BINARY:
+            await socket.send_bytes(message.data)
     return socket
 
 
@@ -246,13 +294,15 @@ class ModelServer:
             return web.json_response({"error": {"message": "no such key"}}, status=401)
         if self.misbehave.isdigit():
             return web.json_response({"error": {"message": "refused"}}, status=int(self.misbehave))
+        if request.path in ("/v1/models", "/v1/embeddings"):
+            return await self._answer_list(request)
         if request.path != "/v1/chat/completions" or request.method != "POST":
             return web.json_response({"error": {"message": "no such path"}}, status=404)
         asked = await request.json()
         self.asked.append(asked)
         words = ["", "4", " is", " the", " sum"] if self.misbehave != "empty" else [""]
         if self.misbehave != "endless":
-            words = words[: asked["max_tokens"] + 1]
+            words = words[: asked.get("max_completion_tokens", asked.get("max_tokens")) + 1]
         usage = {"prompt_tokens": 9, "completion_tokens": len(words) - 1, "total_tokens": 8 + len(words)}
         if not asked["stream"]:
             message = {"role": "assistant", "content": "".join(words)}
@@ -260,6 +310,16 @@ class ModelServer:
                 {"choices": [{"index": 0, "message": message, "finish_reason": "length"}], "usage": usage}
             )
         return await self._stream(request, words, usage, with_usage="stream_options" in asked)
+
+    async def _answer_list(self, request: web.Request) -> web.Response:
+        if request.method == "GET" and request.path == "/v1/models":
+            data: list[dict[str, Any]] = [{"id": name, "object": "model"} for name in ("qwen3-32b", "bge-m3")]
+        else:
+            asked = await request.json()
+            self.asked.append(asked)
+            vector = [0.25] * asked.get("dimensions", 1024)
+            data = [{"object": "embedding", "index": 0, "embedding": [] if self.misbehave == "empty" else vector}]
+        return web.json_response({"object": "list", "data": data, "model": "bge-m3"})
 
     async def _stream(
         self, request: web.Request, words: list[str], usage: dict[str, int], *, with_usage: bool

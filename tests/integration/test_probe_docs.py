@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import yaml
 from aiohttp import web
@@ -42,7 +43,7 @@ async def run(folder: Path, kind: str, replaced: Replaced) -> None:
         text = text.replace(old, new)
     (folder / "services.yaml").write_text(text)
     (folder / "hosts.yaml").write_text(yaml.safe_dump(HOSTS))
-    environ = {"GATEWAY_PASSWORD": "s3cret", "VLLM_API_KEY": "k3y12345"}
+    environ = {"GATEWAY_PASSWORD": "s3cret", "VLLM_API_KEY": "k3y12345", "RANKER_KEY": "k3y", "FEED_TOKEN": "t0ken"}
     known = await asyncio.to_thread(loaded, folder, environ)
     assert known.inventory.services
     for each in known.inventory.services.values():
@@ -91,13 +92,35 @@ async def test_tcp(tmp_path: Path) -> None:
         await writer.drain()
         await reader.read()
 
+    async def socks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert await reader.readexactly(3) == b"\x05\x01\x00"
+        writer.write(b"\x05\x00")
+        await reader.read()
+
+    async def console(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"\r\nlogin: ")
+        await reader.read()
+
     context = Authority.made(tmp_path / "mail-ca.pem").server("mail.example")
-    async with peers.mail_server(context) as mail, peers.raw_server(banner) as ssh, peers.chat_server() as chat:
+    async with (
+        peers.mail_server(context) as mail, peers.raw_server(banner) as ssh, peers.chat_server() as chat,
+        peers.raw_server(socks) as proxy, peers.raw_server(console) as telnet,
+    ):  # fmt: skip
         await run(
             tmp_path, "tcp",
             {"mail.example:25": f"127.0.0.1:{mail}", "bastion.example:22": f"127.0.0.1:{ssh}",
-             "irc.example:6667": f"127.0.0.1:{chat}"},
+             "irc.example:6667": f"127.0.0.1:{chat}", "socks.example:1080": f"127.0.0.1:{proxy}",
+             "console.example:23": f"127.0.0.1:{telnet}"},
         )  # fmt: skip
+
+
+async def test_udp(tmp_path: Path) -> None:
+    def time_server(request: bytes) -> list[bytes]:
+        assert (len(request), request[0] & 7) == (48, 3)  # a client's request (RFC 5905, 7.3)
+        return [b"\x24\x01" + bytes(46)]
+
+    async with peers.datagram_server(time_server) as port:
+        await run(tmp_path, "udp", {"ntp.example:123": f"127.0.0.1:{port}"})
 
 
 async def test_tls(tmp_path: Path) -> None:
@@ -117,8 +140,14 @@ async def test_icmp(tmp_path: Path) -> None:
 
 
 async def test_grpc(tmp_path: Path) -> None:
-    async with peers.health_server() as port:
-        await run(tmp_path, "grpc", {"ranker.example:50051": f"127.0.0.1:{port}", "ranking.v1.Ranker": "well"})
+    own = Authority.made(tmp_path / "ca.pem").own.issue_cert("other.example")
+    credentials = grpc.ssl_server_credentials([(own.private_key_pem.bytes(), own.cert_chain_pems[0].bytes())])
+    async with peers.health_server() as port, peers.health_server(credentials) as secure:
+        await run(
+            tmp_path, "grpc",
+            {"ranker.example:50051": f"127.0.0.1:{port}", "ranking.v1.Ranker": "well",
+             "gateway.example:443": f"127.0.0.1:{secure}"},
+        )  # fmt: skip
 
 
 async def test_websocket(tmp_path: Path) -> None:

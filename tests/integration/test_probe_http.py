@@ -629,6 +629,20 @@ async def test_redirects_to_loopback_are_refused(tmp_path: Path, host: str) -> N
     assert asked == ["http://shop.test/"]
 
 
+async def test_redirects_through_a_proxy_to_what_the_resolver_knows(tmp_path: Path) -> None:
+    async def proxy(request: web.Request) -> web.Response:
+        if request.host == "shop.test":
+            return web.Response(status=302, headers={"Location": "http://local.test/"})
+        return web.Response()
+
+    async with peers.web_server(proxy) as port:
+        through = {"url": f"http://127.0.0.1:{port}"}
+        assert (await run(tmp_path, "http://shop.test/", proxy=through)).success  # only the proxy knows the name
+        with peers.name_server() as server:
+            result = await run(tmp_path, "http://shop.test/", proxy=through, resolver=f"127.0.0.1:{server}")
+    assert (result.reason, "127.0.0.1 (loopback)" in result.message) == ("redirect", True), result.message
+
+
 @pytest.mark.parametrize("host", ["169.254.169.254", "[fe80::1]", "[fd00:ec2::254]", "100.100.100.200"])
 async def test_redirects_to_link_local_and_metadata_are_refused(tmp_path: Path, host: str) -> None:
     async def answer(_request: web.Request) -> web.Response:

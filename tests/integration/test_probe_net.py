@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import socket
 import ssl
 import warnings
 from collections.abc import Iterator
@@ -22,7 +23,10 @@ import trustme
 from aiohttp import web
 from grpc_health.v1 import health_pb2
 
+from defib.demo.stack import reserve_ports
+from exporter.probes.net.name_servers import look_up
 from exporter.scheduler.probe_runner import probe_once
+from runtime.addresses import bracket
 from runtime.redaction import Redactor
 from runtime.times import format_rfc3339
 from tests.integration import frames, peers
@@ -51,6 +55,7 @@ def no_file_left() -> Iterator[None]:
         {"tcp": {"address": "localhost:{port}"}},
         {"http": {"url": "http://127.0.0.1:{port}/"}},
         {"dns": {"server": "127.0.0.1:{port}", "name": "a.test"}},
+        {"udp": {"address": "127.0.0.1:{port}", "dialogue": [{"send": "x"}, {"expect": "."}]}},
         {"dns": {"server": "127.0.0.1:{port}", "name": "a.test", "transport": "tcp"}},
         pytest.param({"icmp": {"address": "127.0.0.1"}}, marks=pytest.mark.needs("ping sockets")),
     ],
@@ -108,6 +113,157 @@ async def test_groups_of_a_match_are_sent(tmp_path: Path) -> None:
         wrong = await probed(tmp_path, "tcp", {"address": address, "dialogue": dialogue}, "300ms")
     message = "step 4 of the dialogue: expected '^:irc 001 ', but received nothing in time"
     assert (wrong.reason, wrong.message) == ("timeout", message)
+
+
+PING: dict[str, Any] = {"send": "ping"}
+
+
+@pytest.mark.parametrize(
+    ("dialogue", "reason", "message"),
+    [
+        ([PING, {"expect": "^(p)ing$"}, {"send": "{1}ong"}, {"expect": "^pong$"}], None, ""),
+        ([{"send_bytes": "00ff00"}, {"expect_bytes": "ff"}], None, ""),
+        ([{"send": "many"}, {"expect": "^1$"}, {"expect": "^99$"}], None, ""),
+        ([PING, {"expect": "^pong$"}], "protocol", "step 2 of the dialogue: expected '^pong$', received 'ping'"),
+        ([PING, {"expect": "i"}, {"expect": "i"}], "timeout", "step 3 of the dialogue: expected 'i', but received nothing in time"),
+        ([{"send": "quiet"}, {"expect": "."}], "timeout", "step 2 of the dialogue: expected '.', but received nothing in time"),
+    ],
+)  # fmt: skip
+async def test_datagrams(tmp_path: Path, dialogue: Any, reason: str | None, message: str) -> None:
+    def answers(data: bytes) -> list[bytes]:
+        if data == b"many":
+            return [b"%d" % number for number in range(100)]
+        return [] if data == b"quiet" else [data]
+
+    async with peers.datagram_server(answers) as port:
+        options = {"address": f"127.0.0.1:{port}", "dialogue": dialogue}
+        result = await probed(tmp_path, "udp", options, patience(reason, "500ms", message))
+    assert (result.reason, message in result.message) == (reason, True), result.message
+    assert list(result.details.phases) == ["processing"]
+
+
+async def test_a_closed_port_and_datagrams_of_others(tmp_path: Path) -> None:
+    dialogue = [PING, {"expect": "."}]
+    (port,) = reserve_ports(1)
+    for address in (f"127.0.0.1:{port}", f"localhost:{port}"):
+        closed = await probed(tmp_path, "udp", {"address": address, "dialogue": dialogue})
+        assert (closed.reason, "Connection refused" in closed.message) == ("connect", True), closed.message
+
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other,
+    ):
+        server.bind(("127.0.0.1", 0))
+        server.settimeout(30)
+        options = {"address": f"127.0.0.1:{server.getsockname()[1]}", "dialogue": dialogue}
+        probing = asyncio.create_task(probed(tmp_path, "udp", options, "1s"))
+        _, client = await asyncio.to_thread(server.recvfrom, 100)
+        other.sendto(b"injected", client)
+        assert (await probing).reason == "timeout"
+
+
+async def test_a_flood_of_datagrams(tmp_path: Path) -> None:
+    async with peers.datagram_server(lambda _: [b"x" * 9000] * 5000) as port:
+        options = {"address": f"127.0.0.1:{port}", "dialogue": [PING, {"expect": "^y"}]}
+        await leaves_the_loop_free(lambda: probed(tmp_path, "udp", options, "300ms"))
+
+
+@pytest.mark.parametrize(
+    ("host", "options", "reason", "message"),
+    [
+        ("local.test", {}, None, ""),
+        ("local.test", {"ip": [6, 4]}, None, ""),
+        ("alias.test", {}, None, ""),
+        ("lossy.test", {}, None, ""),
+        ("four.test", {}, None, ""),
+        ("garbled.test", {}, None, ""),
+        ("127.0.0.1", {}, None, ""),
+        ("local.test", {"ip": 6}, "resolve", "local.test: {resolver} answered without an address"),
+        ("six.test", {"ip": 4}, "resolve", "six.test: {resolver} answered without an address"),
+        ("garbled.test", {"ip": 6}, "resolve", "cannot resolve garbled.test: {resolver} sent an invalid answer: "),
+        ("nxdomain.test", {}, "resolve", "cannot resolve nxdomain.test: {resolver} answered NXDOMAIN"),
+        ("servfail.test", {}, "resolve", "cannot resolve servfail.test: {resolver} answered SERVFAIL"),
+        ("silent.test", {}, "resolve", "cannot resolve silent.test: {resolver} did not answer in time"),
+        ("local.test", {"resolver": "127.0.0.1:1"}, "resolve", "cannot resolve local.test: 127.0.0.1:1 cannot be asked: Connection refused"),
+    ],
+)  # fmt: skip
+async def test_a_resolver_of_its_own(
+    tmp_path: Path, name_server: int, host: str, options: Any, reason: str | None, message: str
+) -> None:
+    resolver = f"127.0.0.1:{name_server}"
+    async with peers.chat_server() as port:
+        address = {"address": f"{host}:{port}", "resolver": resolver, **options}
+        result = await probed(tmp_path, "tcp", address, "700ms" if host == "silent.test" else "30s")
+    assert (result.reason, message.format(resolver=resolver) in result.message) == (reason, True), result.message
+    assert ("resolve" in result.details.phases) == (host != "127.0.0.1")
+
+
+@pytest.mark.parametrize(("name", "kind", "serial"), [("soa.test", "SOA", 2026113001), ("local.test", "A", None)])
+async def test_the_serial_number_of_a_zone(
+    tmp_path: Path, name_server: int, name: str, kind: str, serial: int | None
+) -> None:
+    options = {"server": f"127.0.0.1:{name_server}", "name": name, "type": kind}
+    gauges = (await probed(tmp_path, "dns", options)).details.gauges
+    assert (gauges.get("service_dns_soa_serial"), gauges["service_ip_protocol"]) == (serial, 4)
+
+
+async def test_the_ip_protocol_of_connections_and_datagrams(tmp_path: Path) -> None:
+    loop = asyncio.get_running_loop()
+    for host, version in (("127.0.0.1", 4), ("::1", 6)):
+        try:
+            server = await loop.create_server(asyncio.Protocol, host, 0)
+        except OSError:
+            assert version == 6  # a machine without IPv6
+            continue
+        address = f"{bracket(host)}:{server.sockets[0].getsockname()[1]}"
+        connected = await probed(tmp_path, "tcp", {"address": address})
+        assert (connected.success, connected.details.gauges["service_ip_protocol"]) == (True, version)
+        datagram = {"address": f"{bracket(host)}:1", "dialogue": [PING, {"expect": "."}]}
+        assert (await probed(tmp_path, "udp", datagram)).details.gauges["service_ip_protocol"] == version
+        server.close()
+
+
+async def test_the_length_of_a_body_and_the_version_of_http(tmp_path: Path) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        response = web.Response(body=b"x" * 1000)
+        if request.path == "/short":
+            response.enable_compression(web.ContentCoding.gzip)
+        return response
+
+    async def old(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.0 200 OK\r\n\r\nhello")
+
+    async with peers.web_server(answer) as port, peers.raw_server(old) as other:
+        gauges = [
+            (await probed(tmp_path, "http", {"url": url, "headers": {"Accept-Encoding": "gzip"}})).details.gauges
+            for url in (f"http://127.0.0.1:{port}/", f"http://127.0.0.1:{port}/short", f"http://127.0.0.1:{other}/")
+        ]
+    assert [each["service_http_version"] for each in gauges] == [1.1, 1.1, 1.0]
+    long, short, tiny = (each["service_http_body_bytes"] for each in gauges)
+    assert (long, 0 < short < 100, tiny) == (1000, True, 5)
+
+
+async def test_a_long_response_of_a_resolver(name_server: int) -> None:
+    assert len(await look_up(f"127.0.0.1:{name_server}", "many.test", [4, 6])) == 300
+
+
+async def test_redirects_and_tokens_use_the_resolver(tmp_path: Path, name_server: int) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        if request.path == "/token":
+            return web.json_response({"access_token": "t0ken"})
+        if request.path == "/":
+            raise web.HTTPFound(f"http://alias.test:{port}/found")
+        return web.Response()
+
+    async with peers.web_server(answer) as port:
+        oauth2 = {"token_url": f"http://local.test:{port}/token", "client_id": "c", "client_secret": "s3cret"}
+        options = {"url": f"http://local.test:{port}/", "auth": {"oauth2": oauth2}}
+        with_resolver = {**options, "resolver": f"127.0.0.1:{name_server}"}
+        result = await probed(tmp_path, "http", with_resolver)
+        assert result.success, result.message
+        assert result.details.gauges["service_http_redirects"] == 1
+        assert (await probed(tmp_path, "http", options)).reason == "resolve"
 
 
 @pytest.mark.parametrize(
@@ -426,6 +582,18 @@ async def test_answers_to_grpc(tmp_path: Path, said: bytes, reason: str | None, 
     assert (result.reason, message in result.message) == (reason, True), result.message
 
 
+@pytest.mark.parametrize("code", [7, 16])
+async def test_refused_metadata_of_grpc(tmp_path: Path, code: int) -> None:
+    trailers = (("grpc-status", str(code)), ("grpc-message", "no s3cret-t0ken"))
+    said = frames.frame(frames.SETTINGS) + frames.headers(*frames.GRPC, *trailers, end=True)
+    async with peers.raw_server(frames.saying(said)) as port:
+        address = f"127.0.0.1:{port}"
+        assert (await probed(tmp_path, "grpc", {"address": address})).reason == "status"
+        with_metadata = {"address": address, "metadata": {"x-api-key": "s3cret-t0ken"}}
+        refused = await probed(tmp_path, "grpc", with_metadata)
+    assert (refused.reason, "s3cret" in refused.message) == ("auth", False), refused.message
+
+
 @pytest.mark.parametrize(
     ("address", "tls", "name"),
     [("127.0.0.1", False, "127.0.0.1"), ("localhost", False, "localhost"), ("127.0.0.1", True, "ranker.test")],
@@ -444,6 +612,7 @@ async def test_the_request_of_grpc(tmp_path: Path, authority: Authority, address
 
     async with peers.raw_server(serve, ssl=context if tls else None) as port:
         options: dict[str, Any] = {"address": f"{address}:{port}", "service": "s" * 1000, "ip": 4}
+        options["metadata"] = {"Authorization": "Bearer s3cret-t0ken", "x-trace-bin": "AAE"}
         if tls:
             options["tls"] = {"server_name": "ranker.test", "ca_file": "ca.pem", "min_version": "1.3"}
         result = await probed(tmp_path, "grpc", options)
@@ -455,6 +624,7 @@ async def test_the_request_of_grpc(tmp_path: Path, authority: Authority, address
     assert headers == {
         ":method": "POST", ":scheme": "https" if tls else "http", ":path": "/grpc.health.v1.Health/Check",
         ":authority": name, "te": "trailers", "content-type": "application/grpc", "grpc-accept-encoding": "identity",
+        "authorization": "Bearer s3cret-t0ken", "x-trace-bin": "AAE",
     }  # fmt: skip
     body = b"".join(event.data for event in asked if isinstance(event, h2.events.DataReceived))
     assert body[:5] == b"\0" + (len(body) - 5).to_bytes(4)
@@ -517,6 +687,12 @@ async def test_client_certificates_of_grpc(tmp_path: Path, authority: Authority)
             "step 2 of the dialogue: expected '^bye$', received 'hello'",
         ),
         ([{"expect": "."}], "timeout", ""),
+        ([{"send_bytes": "00 ff 01"}, {"expect_bytes": "ff01"}], None, ""),
+        (
+            [{"send_bytes": "00 ff 01"}, {"expect_bytes": "02"}],
+            "protocol",
+            "step 2 of the dialogue: expected the bytes 02, received 00 ff 01",
+        ),
     ],
 )
 async def test_websocket(tmp_path: Path, authority: Authority, dialogue: Any, reason: str | None, message: str) -> None:
@@ -533,6 +709,29 @@ async def test_websocket(tmp_path: Path, authority: Authority, dialogue: Any, re
         assert (refused.reason, refused.details.tls is not None) == ("tls", True)
 
 
+@pytest.mark.parametrize(
+    ("auth", "sent"),
+    [
+        ({"basic": {"username": "probe", "password": "s3cret"}}, "Basic cHJvYmU6czNjcmV0"),
+        ({"bearer": "t0ken-of-a-feed"}, "Bearer t0ken-of-a-feed"),
+        ({"bearer_file": "token"}, "Bearer t0ken-of-a-feed"),
+    ],
+)
+async def test_credentials_of_a_websocket(tmp_path: Path, auth: Any, sent: str) -> None:
+    async def guarded(request: web.Request) -> web.StreamResponse:
+        if request.headers.get("Authorization") != sent:
+            return web.Response(status=401)
+        return await peers.echoing(request)
+
+    (tmp_path / "token").write_text("t0ken-of-a-feed\n")
+    async with peers.web_server(guarded) as port:
+        options: dict[str, Any] = {"url": f"ws://127.0.0.1:{port}/", "auth": auth}
+        assert (await probed(tmp_path, "websocket", options)).success
+        options["headers"] = {"authorization": "Basic other-credentials"}
+        assert (await probed(tmp_path, "websocket", options)).reason == "auth"
+        assert (await probed(tmp_path, "websocket", {"url": options["url"]})).reason == "status"
+
+
 async def test_websocket_handshake_failures(tmp_path: Path) -> None:
     async def refuse(_request: web.Request) -> web.Response:
         return web.Response(status=403)
@@ -542,6 +741,8 @@ async def test_websocket_handshake_failures(tmp_path: Path) -> None:
         assert (await probed(tmp_path, "websocket", {"url": url})).reason == "status"
         with_key = {"url": url, "headers": {"Authorization": "Bearer x1234567"}}
         assert (await probed(tmp_path, "websocket", with_key)).reason == "auth"
+        with_auth = {"url": url, "auth": {"basic": {"username": "probe", "password": "x1234567"}}}
+        assert (await probed(tmp_path, "websocket", with_auth)).reason == "auth"
     async with peers.mail_server(None) as port:
         assert (await probed(tmp_path, "websocket", {"url": f"ws://127.0.0.1:{port}/"})).reason == "protocol"
     assert (await probed(tmp_path, "websocket", {"url": "ws://127.0.0.1:1/"})).reason == "connect"

@@ -68,6 +68,70 @@ async def test_urls_and_what_is_sent(tmp_path: Path, path: str) -> None:
     assert result.details.evidence["tokens"] == 2
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_max_completion_tokens_replace_max_tokens(tmp_path: Path, stream: bool) -> None:
+    server = ModelServer()
+    async with peers.web_server(server.answer) as port:
+        options = {"url": f"http://127.0.0.1:{port}", **ASKED, "max_completion_tokens": 2, "stream": stream}
+        result = await probed(tmp_path, "openai", options)
+    assert (result.success, result.details.evidence["tokens"]) == (True, 2), result.message
+    assert (server.asked[0]["max_completion_tokens"], "max_tokens" in server.asked[0]) == (2, False)
+
+
+@pytest.mark.parametrize(
+    ("options", "misbehave", "reason", "message"),
+    [
+        ({"endpoint": "embeddings"}, "", None, ""),
+        ({"endpoint": "embeddings", "expect": {"dimensions": 1024}}, "", None, ""),
+        ({"endpoint": "embeddings", "parameters": {"dimensions": 256}, "expect": {"dimensions": 256}}, "", None, ""),
+        ({"endpoint": "embeddings", "expect": {"dimensions": 768}}, "", "body", "the vector has 1024 dimensions, expected 768"),
+        ({"endpoint": "embeddings"}, "empty", "body", "the answer has no vector of numbers"),
+        ({"endpoint": "embeddings"}, "503", "status", "answered 503, expected 200"),
+        ({"endpoint": "embeddings", "api_key": "wrong123"}, "", "auth", "answered 401, expected 200"),
+        ({"endpoint": "embeddings", "expect": {"faster_than": "1ms"}}, "slow", "latency", "the answer took"),
+        ({"endpoint": "models"}, "", None, ""),
+        ({"endpoint": "models", "model": "bge-m4"}, "", "body", "does not list the model 'bge-m4'; it lists 'qwen3-32b, bge-m3'"),
+    ],
+)  # fmt: skip
+async def test_embeddings_and_models(
+    tmp_path: Path, options: Any, misbehave: str, reason: str | None, message: str
+) -> None:
+    server = ModelServer("k3y12345", misbehave)
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(0.01)
+        return await server.answer(request)
+
+    async with peers.web_server(answer) as port:
+        asked = {"url": f"http://127.0.0.1:{port}/v1", "model": "bge-m3", "api_key": "k3y12345", **options}
+        result = await probed(tmp_path, "openai", asked)
+    assert (result.reason, message in result.message) == (reason, True), result.message
+    if reason is None and options["endpoint"] == "embeddings":
+        assert server.asked == [{"model": "bge-m3", "input": "Reply with OK.", **options.get("parameters", {})}]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "answer", "reason", "message"),
+    [
+        ("models", {"data": None}, "json", "the answer has no list `data`"),
+        ("models", [], "json", "the answer is not a JSON object"),
+        ("models", {"data": [1, {"id": 2}]}, "body", "it lists no model"),
+        ("models", {"error": {"message": "out of memory"}}, "status", "out of memory"),
+        ("embeddings", {"data": [{"embedding": "AACAPw=="}]}, "body", "no vector of numbers"),
+        ("embeddings", {"data": [{"embedding": [0.5, True]}]}, "body", "no vector of numbers"),
+        ("embeddings", {"data": []}, "body", "no vector of numbers"),
+    ],
+)
+async def test_wrong_lists(tmp_path: Path, endpoint: str, answer: Any, reason: str, message: str) -> None:
+    async def say(_request: web.Request) -> web.Response:
+        return web.json_response(answer)
+
+    async with peers.web_server(say) as port:
+        asked = {"url": f"http://127.0.0.1:{port}", "model": "m", "endpoint": endpoint}
+        result = await probed(tmp_path, "openai", asked)
+    assert (result.reason, message in result.message) == (reason, True), result.message
+
+
 @pytest.mark.parametrize("counted", [10**400, -5, True, "7"])
 async def test_implausible_token_counts_are_ignored(tmp_path: Path, counted: Any) -> None:
     async def answer(_request: web.Request) -> web.Response:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import re
 import socket
 from collections.abc import Iterator
@@ -11,9 +12,12 @@ from typing import Any
 import pytest
 
 from defib.demo.sshd import Sshd
+from exporter.scheduler.probe_runner import probe_once
 from runtime.errors import DefibError
+from runtime.redaction import Redactor
+from tests.integration import peers
 from tests.integration.conftest import Handler, Serve
-from tests.support import patience, probed
+from tests.support import leaves_the_loop_free, loaded, patience, probed
 
 
 def greeting(*lines: bytes, then: bytes = b"") -> Handler:
@@ -49,6 +53,92 @@ async def test_dialogues(
     address = f"127.0.0.1:{await serve(handler)}"
     result = await probed(tmp_path, "tcp", {"address": address, "dialogue": dialogue}, patience(reason, "1s", message))
     assert (result.reason, message in result.message) == (reason, True), result.message
+
+
+async def terminal(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Ask for a name and a password, as a console does, one byte in each packet."""
+
+    async def say(text: bytes) -> None:
+        for byte in text:
+            writer.write(bytes([byte]))
+            await writer.drain()
+            await asyncio.sleep(0)
+
+    await say(b"\xff\xfd\x18Welcome\r\nlogin: ")
+    name = (await reader.readline()).strip()
+    await say(b"Password: ")
+    await reader.readline()
+    await say(b"hello " + name + b"\r\n$ ")
+    await reader.read()
+
+
+async def socks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer the greeting of a client as a SOCKS 5 proxy does (RFC 1928), then echo what else comes."""
+    await reader.readexactly(3)
+    writer.write(b"\x05\x00")
+    while data := await reader.read(100):
+        writer.write(data)
+
+
+LOGIN: list[dict[str, Any]] = [
+    {"prompt": "login: $"}, {"send": "probe\n"}, {"prompt": "^Password: "}, {"send": "x\n"}, {"expect": "^hello probe$"},
+]  # fmt: skip
+GREETING: list[dict[str, Any]] = [{"send_bytes": "05 01\n00"}, {"expect_bytes": "0500"}]
+
+
+@pytest.mark.parametrize(
+    ("handler", "dialogue", "reason", "message"),
+    [
+        (terminal, [*LOGIN, {"prompt": "[$#] $"}], None, ""),
+        (terminal, [{"prompt": "(lo)gin"}, {"prompt": "^: $"}, {"send": "{1}\n"}, {"prompt": "word: "}], None, ""),
+        (terminal, [{"prompt": "^Welcome"}], "protocol", "step 1 of the dialogue: expected the prompt '^Welcome', received 'login: '"),
+        (terminal, [*LOGIN, {"prompt": "^#"}], "protocol", "step 6 of the dialogue: expected the prompt '^#', received '$ '"),
+        (terminal, [{"expect_bytes": "ff fd 18"}, {"expect": "^Welcome$"}, *LOGIN], None, ""),
+        (terminal, [{"expect_bytes": "67696e3A"}, {"prompt": "^ $"}], None, ""),
+        (greeting(b"SSH-2.0-x\r\n"), [{"prompt": "^SSH"}, {"prompt": "^-2"}, {"expect": r"^\.0-x$"}], None, ""),
+        (greeting(), [{"prompt": "login"}], "timeout", "expected the prompt 'login', but received nothing in time"),
+        (greeting(b"x" * 100_000), [{"prompt": "y"}], "protocol", "a line is longer than 65536 bytes"),
+        (socks, GREETING, None, ""),
+        (socks, [GREETING[0], {"expect_bytes": "05 ff"}], "protocol", "step 2 of the dialogue: expected the bytes 05 ff, received 05 00"),
+        (socks, [*GREETING, {"send_bytes": "00" * 1000}, {"expect_bytes": "00" * 1000}], None, ""),
+        (greeting(), [{"expect_bytes": "00"}], "timeout", "step 1 of the dialogue: expected the bytes 00, but received nothing in time"),
+        (greeting(b"x" * 100_000), [{"expect_bytes": "00"}], "protocol", "not among the first 65536 bytes"),
+    ],
+)  # fmt: skip
+async def test_prompts_and_bytes(
+    serve: Serve, tmp_path: Path, handler: Handler, dialogue: Any, reason: str | None, message: str
+) -> None:
+    address = f"127.0.0.1:{await serve(handler)}"
+    result = await probed(tmp_path, "tcp", {"address": address, "dialogue": dialogue}, patience(reason, "1s", message))
+    assert (result.reason, message in result.message) == (reason, True), result.message
+
+
+@pytest.mark.parametrize("step", [{"expect_bytes": "00" * 100}, {"prompt": "^never$"}])
+async def test_a_peer_that_sends_single_bytes_does_not_block(tmp_path: Path, step: Any) -> None:
+    async def drip(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while not writer.is_closing():
+            writer.write(b"x")
+            await asyncio.sleep(0)
+
+    async with peers.raw_server(drip) as port:
+        options = {"address": f"127.0.0.1:{port}", "dialogue": [step]}
+        await leaves_the_loop_free(lambda: probed(tmp_path, "tcp", options, "500ms"))
+
+
+async def test_secrets_in_bytes_are_not_shown(serve: Serve, tmp_path: Path) -> None:
+    digits = "70 61 73 73 77 6F 72 64"
+    for written in (digits, digits.replace(" ", "").lower(), "password"):
+        sent = {"send": "${SECRET}"} if written == "password" else {"send_bytes": "${SECRET}"}
+        dialogue = [*GREETING, sent, {"expect_bytes": "00"}]
+        options = {"address": f"127.0.0.1:{await serve(socks)}", "dialogue": dialogue}
+        service = {"probe": {"timeout": "1s", "tcp": options}}
+        (tmp_path / "defib.yaml").write_text(json.dumps({"services": {"it": service}}))
+        known = await asyncio.to_thread(loaded, tmp_path, {"SECRET": written})
+        result = await probe_once(known.inventory.services["it"], {}, Redactor(known.secrets))
+        shown = f"{result.message} {result.details.evidence}".lower()
+        assert result.reason == "protocol", shown
+        assert "passw" not in shown.replace(" ", "")
+        assert "70617373" not in shown.replace(" ", "")
 
 
 async def test_closed_port(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ ADDRESSED: Mapping[str, Mapping[str, Any]] = {
     "status": {"url": "https://{}/", "up_when": "any", "components": {"each": "$", "name": "$", "up": {"$": 1}}},
     "websocket": {"url": "wss://{}/"}, "tcp": {"address": "{}", "tls": True}, "tls": {"address": "{}"},
     "grpc": {"address": "{}", "tls": True}, "dns": {"server": "{}", "name": "a.test", "transport": "tls"},
-    "icmp": {"address": "{}"},
+    "icmp": {"address": "{}"}, "udp": {"address": "{}", "dialogue": [{"send": "x"}, {"expect": "."}]},
 }  # fmt: skip
 
 

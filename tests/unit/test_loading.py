@@ -50,11 +50,11 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
         ),
         (
             "services: {web: {probe: {every: 3s}}}",
-            "a.yaml:1: services.web.probe: must have exactly one of http, tcp, tls, dns, icmp, grpc, websocket, openai, container, unit, program, port, file, command, status, python, heartbeat",
+            "a.yaml:1: services.web.probe: must have exactly one of http, tcp, udp, tls, dns, icmp, grpc, websocket, openai, container, unit, program, port, file, command, status, python, heartbeat",
         ),
         (
             "services: {web: {probe: {http: {url: 'http://h/'}, tcp: {address: 'h:1'}}}}",
-            "a.yaml:1: services.web.probe: must have exactly one of http, tcp, tls, dns, icmp, grpc, websocket, openai, container, unit, program, port, file, command, status, python, heartbeat, not http and tcp",
+            "a.yaml:1: services.web.probe: must have exactly one of http, tcp, udp, tls, dns, icmp, grpc, websocket, openai, container, unit, program, port, file, command, status, python, heartbeat, not http and tcp",
         ),
         (
             "services: {Web: {" + SERVICE + "}}",
@@ -79,6 +79,56 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
         (
             "services: {web: {probe: {tcp: {address: 'http://h:25'}}}}",
             "a.yaml:1: services.web.probe.tcp.address: 'http://h:25' is not an address; write host:port or [v6]:port",
+        ),
+        *(
+            (
+                "services: {web: {probe: {tcp: {address: 'h:1', dialogue: [{send_bytes: " + written + "}]}}}}",
+                'a.yaml:1: services.web.probe.tcp.dialogue[0].send_bytes: must be 1 to 65536 bytes in hexadecimal, in quotes (write "00 1f")',
+            )
+            for written in ("0x1f", "'0'", "''", "500")
+        ),
+        *(
+            (
+                "services: {web: {probe: {grpc: {address: 'h:1', metadata: " + metadata + "}}}}",
+                f"a.yaml:1: services.web.probe.grpc.metadata: {problem}",
+            )
+            for metadata, problem in (
+                ("{X-Key: a, x-key: b}", "has a name twice: upper and lower case are the same"),
+                ("{'a b': c}", "'a b' is not a name of metadata: use letters, digits, _ . and -"),
+                ("{grpc-timeout: 1S}", "grpc-timeout cannot be set: gRPC sets it"),
+                ("{TE: trailers}", "te cannot be set: gRPC sets it"),
+                ('{x: "a\\nb"}', "x must be one line of printable ASCII characters without blanks at its ends"),
+                ("{x-bin: '%'}", "x-bin must be base64, as its name ends in -bin"),
+                ("{x: " + 9000 * "a" + "}", "is longer than 8192 bytes"),
+            )
+        ),
+        *(
+            (
+                "services: {web: {probe: {openai: {url: 'http://h/', model: m, " + options + "}}}}",
+                f"a.yaml:1: services.web.probe.openai: {problem}",
+            )
+            for options, problem in (
+                ("max_tokens: 1, max_completion_tokens: 1", "max_tokens and max_completion_tokens exclude each other"),
+                ("endpoint: models, prompt: x", "`endpoint: models` has no prompt"),
+                ("endpoint: embeddings, stream: false", "`endpoint: embeddings` has no stream"),
+                ("endpoint: models, expect: {body_matches: x}", "`endpoint: models` has no expect.body_matches"),
+                ("expect: {dimensions: 3}", "`endpoint: chat` has no expect.dimensions"),
+            )
+        ),
+        (
+            "services: {web: {probe: {udp: {address: 'h:1', dialogue: [{expect: x}]}}}}",
+            "a.yaml:1: services.web.probe.udp.dialogue: must begin with send or send_bytes: a server learns the address of a client from its datagram",
+        ),
+        (
+            "services: {web: {probe: {udp: {address: 'h:1', dialogue: [{send: x}]}}}}",
+            "a.yaml:1: services.web.probe.udp.dialogue: can never fail: add a step with expect or expect_bytes",
+        ),
+        *(
+            (
+                "services: {web: {probe: {tcp: {address: 'h:1', resolver: '" + written + "'}}}}",
+                "a.yaml:1: services.web.probe.tcp.resolver: must be the IP address of a DNS server (write 192.0.2.53 or 192.0.2.53:5353)",
+            )
+            for written in ("ns.test", "192.0.2.53:0", "::1:x", "[::1]:99999", "")
         ),
         (
             "services: {web: {probe: {tcp: {address: 'h:25', tls: {key_file: a.yaml}}}}}",
@@ -634,6 +684,7 @@ def test_secrets_print_masked(tmp_path: Path) -> None:
 
 ENVIRON = {
     "VALUE": "some-value",
+    "HEX": "0102030405",
     "PART": "a-part",
     "ENV": "product",
     "BASE": "http://base.test/",
@@ -662,6 +713,9 @@ ENVIRON = {
         ("PROBE: {http: {url: 'http://h/', method: POST, json: {product: [{key: 'k ${VALUE}'}]}}}", {"some-value"}),
         ("PROBE: {http: {url: 'http://h/', method: POST, form: {user: product, password: '${VALUE}'}}}", {"some-value"}),
         ("PROBE: {tcp: {address: 'h:1', dialogue: [{send: 'AUTH ${VALUE}'}]}}", {"some-value"}),
+        ("PROBE: {grpc: {address: 'h:1', metadata: {x-key: literal-key, x-env: product, x-other: '${VALUE}'}}}", {"literal-key", "some-value"}),
+        ("PROBE: {tcp: {address: 'h:1', dialogue: [{send_bytes: '${HEX}'}, {expect_bytes: '00'}]}}", {"0102030405"}),
+        ("PROBE: {websocket: {url: 'ws://h/', auth: {bearer: '${VALUE}'}}}", {"some-value"}),
         ("PROBE: {python: {call: 'm:f', options: {token: '${VALUE}', at: product}}}", {"some-value"}),
         ("CONTROL: {command: {restart: [remake, product-1, '${VALUE}']}}", {"some-value"}),
         ("CONTROL: {docker: {container: c1, after_start: [{exec: [sh, '${VALUE}']}]}}", {"some-value"}),

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import re
 import socket
 import ssl
 import time
@@ -10,17 +11,19 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
 import aiohappyeyeballs
-from pydantic import BeforeValidator, Field, IPvAnyAddress
+from pydantic import AfterValidator, BeforeValidator, Field, IPvAnyAddress
 
 from exporter.probes.net.certificates import is_ip_address, read_tls_alert, record_certificates, record_chain
 from exporter.probes.net.handshake import perform_handshake
 from exporter.probes.net.tls_contexts import ssl_context_for
 from exporter.results import FailureReason, ProbeDetails, ProbeFailure
-from fleet.inventory.endpoints import ConfigModel, TlsSettings
+from fleet.inventory.endpoints import MAX_PORT, ConfigModel, TlsSettings
 from fleet.inventory.units import as_list
-from runtime.addresses import NAME_LIMIT
+from runtime.addresses import NAME_LIMIT, bracket
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
+D = TypeVar("D", bound=asyncio.DatagramProtocol)
+DNS_PORT = 53
 ALERT_TIMEOUT = 2.0  # seconds for reading a TLS alert
 # Errors of exhausted resources on this machine.
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.EAGAIN}
@@ -28,10 +31,24 @@ UNREACHABLE_SHARE = 0.8  # of a probe's timeout, in which nothing may answer
 NEXT_ADDRESS_DELAY = 0.25  # seconds (RFC 8305)
 
 
+def _check_resolver(address: str) -> str:
+    """Accept an IP address, in brackets or not, or one with a port; return `host:port` or `[v6]:port`."""
+    match = re.fullmatch(r"\[(.+)\](?::(\d+))?|([^:]+)(?::(\d+))?|(.+)", address)
+    host = (match[1] or match[3] or match[5]) if match else ""
+    port = int((match[2] or match[4] or DNS_PORT) if match else 0)
+    if not is_ip_address(host) or not 0 < port <= MAX_PORT:
+        raise ValueError("must be the IP address of a DNS server (write 192.0.2.53 or 192.0.2.53:5353)")
+    return f"{bracket(host)}:{port}"
+
+
+Resolver = Annotated[str, Field(max_length=100), AfterValidator(_check_resolver)]
+
+
 class AddressOptions(ConfigModel):
     """Which addresses are used: `ip` is 4 or 6, or a list of both in order of preference.
 
-    By default all addresses that the resolver returns, in its order.
+    By default all addresses that the resolver returns, in its order. `resolver` is a DNS server that resolves names
+    instead of the system's resolver.
     """
 
     ip: Annotated[
@@ -39,6 +56,7 @@ class AddressOptions(ConfigModel):
         Field(max_length=2),
         BeforeValidator(as_list, json_schema_input_type=Literal[4, 6] | list[Literal[4, 6]]),
     ] = []
+    resolver: Resolver | None = None
 
 
 Unreachable = Literal["unreachable"]
@@ -71,18 +89,36 @@ async def resolve(host: str, port: int, details: ProbeDetails, dial: AddressOpti
         return [host]
     started = time.perf_counter()
     try:
-        address_infos = await _look_up(host, port)
-    except (OSError, UnicodeError) as error:
-        cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise ProbeFailure("resolve", f"cannot resolve {host}: {cause}") from error
+        if dial.resolver is None or is_ip_address(host):
+            addresses = await _resolve_by_system(host, port)
+        else:
+            addresses = await _resolve_by_server(dial.resolver, host, dial, details)
     finally:
         if not is_ip_address(host):
             details.add_phase("resolve", time.perf_counter() - started)
-    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in address_infos))
     if dial.ip:
         addresses = [each for version in dial.ip for each in addresses if (":" in each) == (version == 6)]  # noqa: PLR2004 - IPv6
     if not addresses:
         raise ProbeFailure("resolve", f"{host} has no address of IP version {' or '.join(map(str, dial.ip))}")
+    return addresses
+
+
+async def _resolve_by_system(host: str, port: int) -> list[str]:
+    try:
+        address_infos = await _look_up(host, port)
+    except (OSError, UnicodeError) as error:
+        cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ProbeFailure("resolve", f"cannot resolve {host}: {cause}") from error
+    return list(dict.fromkeys(str(entry[4][0]) for entry in address_infos))
+
+
+async def _resolve_by_server(server: str, host: str, dial: AddressOptions, details: ProbeDetails) -> list[str]:
+    from exporter.probes.net.name_servers import look_up  # dnspython, which few probes need
+
+    before = details.timeout_failure
+    details.timeout_failure = ProbeFailure("resolve", f"cannot resolve {host}: {server} did not answer in time")
+    addresses = await look_up(server, host, dial.ip or [4, 6])
+    details.timeout_failure = before
     return addresses
 
 
@@ -124,6 +160,7 @@ async def connect(
     if filter_addresses is not None:
         addresses = filter_addresses(addresses)
     transport, instance = await _connect_any(addresses, port, protocol, details, dial)
+    record_ip_protocol(transport.get_extra_info("peername")[0], details)
     if context is None or tls is None:
         return transport, instance
     name = server_name_of(tls, host)
@@ -136,6 +173,10 @@ async def connect(
             details.timeout_failure = failure
             await record_served_chain(peer[0], port, name, details, dial=dial, tls=tls)
         raise
+
+
+def record_ip_protocol(address: str, details: ProbeDetails) -> None:
+    details.gauges["service_ip_protocol"] = 6 if ":" in address else 4
 
 
 async def _connect_any(
@@ -188,6 +229,22 @@ async def check_unreachable(
     transport.abort()
     address = f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
     raise ProbeFailure("state", f"{address} accepts connections, expected unreachable")
+
+
+async def connect_datagrams(
+    address: str, port: int, protocol: Callable[[], D], dial: DialOptions = DEFAULT_DIAL
+) -> tuple[asyncio.DatagramTransport, D]:
+    """Open a connected UDP socket: it receives from its peer only, and reports a closed port. Raises OSError."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        if dial.source:
+            sock.bind((str(dial.source), 0))
+        sock.connect((address, port))
+    except BaseException:
+        sock.close()
+        raise
+    return await asyncio.get_running_loop().create_datagram_endpoint(protocol, sock=sock)
 
 
 async def start_tls(

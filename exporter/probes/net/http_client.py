@@ -53,7 +53,7 @@ async def fetch(options: HttpRequestOptions, details: ProbeDetails, on_body: OnB
         request, reader = await _follow_with_token(request, auth.oauth2, options, details, on_body)
     else:
         if auth is not None and auth.bearer_file is not None:
-            token = await asyncio.to_thread(_read_token, auth.bearer_file)
+            token = await asyncio.to_thread(read_token, auth.bearer_file)
             details.redact = details.redact.with_secret(token)
             request = request.with_header("Authorization", f"Bearer {token}")
         request, reader = await _follow(request, options, details, on_body)
@@ -62,7 +62,7 @@ async def fetch(options: HttpRequestOptions, details: ProbeDetails, on_body: OnB
     return HttpResponse(reader.status, reader.version, reader.headers, body, duration, request.secure)
 
 
-def _read_token(path: Path) -> str:
+def read_token(path: Path) -> str:
     """Return the token in a file. Raises ProbeFailure."""
     try:
         with path.open(encoding="ascii") as file:
@@ -210,7 +210,7 @@ async def _exchange(
 
     if request.proxy is not None:
         if redirected_from is not None:
-            filter_addresses(await redirects.resolve_for_proxy(request.host, request.port))
+            filter_addresses(await redirects.resolve_for_proxy(request.host, request.port, options))
         transport, paced = await _connect_through_proxy(request.proxy, request, create_reader, options, tls, details)
     else:
         transport, paced = await connect(
@@ -237,6 +237,8 @@ async def _exchange(
             details.add_phase("transfer", ended - first_byte)
     if reader.status:
         details.gauges["service_http_status_code"] = reader.status
+        details.gauges["service_http_version"] = float(reader.version)
+        details.gauges["service_http_body_bytes"] = reader.body_size
         details.evidence["headers"] = reader.headers
         details.evidence["body"] = bytes(reader.body[:EXAMINED])
     if failure is not None:

@@ -98,9 +98,13 @@ class OAuth2(ConfigModel):
         self._cached.token = ""
 
 
-class ProbeAuth(HttpAuth):
-    choices = ("basic", "bearer", "bearer_file", "oauth2")
+class TokenAuth(HttpAuth):
+    choices: ClassVar[tuple[str, ...]] = ("basic", "bearer", "bearer_file")
     bearer_file: ExistingFile | None = None  # read for each probe
+
+
+class ProbeAuth(TokenAuth):
+    choices = ("basic", "bearer", "bearer_file", "oauth2")
     oauth2: OAuth2 | None = None
 
 
@@ -181,9 +185,8 @@ class HttpRequestOptions(DialOptions):
         """The options of a request for a token: the same connection options, with the TLS options of its own URL."""
         endpoint = self.auth.options.token_url if self.auth else Endpoint(url=self.url)
         tls = ProbeTls.model_validate(endpoint.tls.model_dump())
-        return HttpRequestOptions(
-            url=endpoint.url, tls=tls, proxy=self.proxy, strict=self.strict, ip=self.ip, source=self.source
-        )
+        dial = {"ip": self.ip, "source": self.source, "resolver": self.resolver}
+        return HttpRequestOptions(url=endpoint.url, tls=tls, proxy=self.proxy, strict=self.strict, **dial)
 
     @property
     def sends_credentials(self) -> bool:

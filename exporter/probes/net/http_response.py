@@ -91,6 +91,11 @@ class HttpResponseReader(asyncio.Protocol):
             self.end(ProbeFailure("protocol", f"the response headers are longer than {HEADERS_LIMIT} bytes"))
 
     @property
+    def body_size(self) -> int:
+        """The bytes of the body that have been received, before decoding."""
+        return self._body_size
+
+    @property
     def status_known(self) -> bool:
         return self.status != 0
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from exporter.probes.net.certificates import is_ip_address
-from exporter.probes.net.connections import resolve
+from exporter.probes.net.connections import AddressOptions, resolve
 from exporter.results import ProbeDetails, ProbeFailure
 
 AddressKind = Literal["loopback", "link-local", "metadata", ""]
@@ -65,11 +65,11 @@ def classify_host(host: str) -> AddressKind:
     return classify_address(host) if is_ip_address(host) else ""
 
 
-async def resolve_for_proxy(host: str, port: int) -> list[str]:
+async def resolve_for_proxy(host: str, port: int, dial: AddressOptions) -> list[str]:
     """Return the addresses of a host that a proxy will connect to, as far as this machine can resolve it."""
     if is_ip_address(host):
         return [host]
     try:
-        return await resolve(host, port, ProbeDetails())
+        return await resolve(host, port, ProbeDetails(), AddressOptions(resolver=dial.resolver))
     except ProbeFailure:
         return ["127.0.0.1"] if classify_host(host) else []
