@@ -4,6 +4,7 @@ import asyncio
 import shlex
 import time
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -140,7 +141,9 @@ async def _check_collector(host: Host, name: str, options: CollectorOptions, she
 
     async def ask(sections: Sequence[Section]) -> Mapping[str, SectionOutput]:
         outputs: dict[str, SectionOutput] = {}
-        error = await read_sections(shell, sections, timeout=COMMAND_TIMEOUT, on_section=outputs.__setitem__)
+        limit = max(COMMAND_TIMEOUT, collector.deadline)
+        limited = [replace(section, timeout=limit) for section in sections]
+        error = await read_sections(shell, limited, timeout=limit, on_section=outputs.__setitem__)
         if not outputs:
             raise error
         record_truncation(outputs, samples)

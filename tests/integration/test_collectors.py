@@ -857,6 +857,16 @@ def test_sections_that_the_wrapper_refuses(tmp_path: Path, item: str, message: s
     assert done.stdout.endswith("@m proc 0\n")
 
 
+def test_the_wrapper_leaves_filesystems_alone_that_hang(tmp_path: Path) -> None:
+    (tmp_path / "allowed").write_text("df\n")
+    asked = asked_of_the_wrapper(tmp_path, "read @m df:5:", tmp_path).stdout
+    numbers = re.findall(r"^sizes (\S+)", asked, re.MULTILINE)
+    again = asked_of_the_wrapper(tmp_path, f"read @m df:5:{','.join(numbers)}", tmp_path).stdout
+    assert re.findall(r"^skipped (\S+)", again, re.MULTILINE) == sorted(numbers, key=again.find)
+    assert "sizes" not in again
+    assert "\n@m df 0\n" in again
+
+
 def test_a_refused_name_does_not_affect_other_names(tmp_path: Path) -> None:
     (tmp_path / "systemctl").write_text('#!/bin/sh\necho "ActiveState=active"\n')
     (tmp_path / "systemctl").chmod(0o755)

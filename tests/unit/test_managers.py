@@ -1,4 +1,4 @@
-"""What docker, podman and systemd of several versions print."""
+"""What docker, podman, systemd and supervisor of several versions print."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet.managers import docker, systemd
+from fleet.managers import docker, supervisor, systemd
 
 ID = "ab12" * 16
 BY_DOCKER = f"/web|running|healthy|0|2026-11-28T20:00:00.5Z|3|nginx:1.27|always|{ID}"
@@ -102,3 +102,31 @@ def test_states_of_units(active: str, sub: str, is_active: bool) -> None:
     unit = systemd.parse_units(output)["a.service"]
     assert isinstance(unit, systemd.UnitStatus)
     assert unit.is_active is is_active
+
+
+@pytest.mark.parametrize(
+    ("output", "programs", "error"),
+    [
+        (
+            "web:one   RUNNING   pid 12, uptime 1 day, 0:00:01\n",
+            {"web:one": ("RUNNING", "pid 12, uptime 1 day, 0:00:01")},
+            "",
+        ),
+        ("unix:///run/supervisor.sock no such file\n", {}, "unix:///run/supervisor.sock no such file"),
+        ("unix:///run/supervisor.sock refused connection\nfailed: 4\n", {}, "unix:///run/supervisor.sock refused"),
+        ("Server requires authentication\nUsername:\n", {}, "Server requires authentication"),
+        (
+            "error: <class 'socket.error'>, [Errno 13] Permission denied: file: socket.py line: 228\n",
+            {},
+            "error: <class",
+        ),
+        ("error: <class 'xmlrpclib.Fault'>, <Fault 6: 'SHUTDOWN_STATE'>: file: x line: 1\n", {}, "error: <class"),
+        ("Sorry, supervisord responded but did not recognize the supervisor namespace commands\n", {}, "Sorry, "),
+        ("", {}, ""),  # without programs
+    ],
+)
+def test_supervisor_3_and_4(output: str, programs: dict[str, tuple[str, str]], error: str) -> None:
+    status = supervisor.parse_supervisord_statuses(f"config: -\n{output}")["-"]
+    assert status.programs == programs
+    assert status.error.startswith(error)
+    assert bool(status.error) is bool(error)
