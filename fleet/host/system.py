@@ -28,6 +28,8 @@ grep -E '^Mem(Total|Free|Available):|^(Buffers|Cached|SwapTotal|SwapFree):' /pro
 # nothing ends it. Its process must not hold the section's output, and is left behind shortly before the section's end.
 # busybox's df asks other filesystems as well; it serves where `stat` cannot ask one.
 FILESYSTEMS_SECTION = Section("df", rf"""
+command -v awk >/dev/null && [ -r /proc/self/mountinfo ] || {{ echo 'awk or /proc/self/mountinfo is missing'; exit 1; }}
+exec 2>/dev/null
 newline='
 '
 if stat -f -c %S /proc >/dev/null 2>&1; then
@@ -92,7 +94,7 @@ END {{
         for each in $jobs; do pkill -9 -P "$each"; kill -9 "$each"; done
     ) >/dev/null 2>&1 &
     echo "watchdog $!"
-}} 2>/dev/null | {{
+}} | {{
     while IFS= read -r line; do
         case $line in
         'watchdog '*) watchdog=${{line#* }} ;;
@@ -100,7 +102,7 @@ END {{
         esac
     done
     kill "$watchdog"
-}} 2>/dev/null
+}}
 exit 0
 """)  # fmt: skip
 

@@ -130,3 +130,28 @@ def test_supervisor_3_and_4(output: str, programs: dict[str, tuple[str, str]], e
     assert status.programs == programs
     assert status.error.startswith(error)
     assert bool(status.error) is bool(error)
+
+
+def test_usage_is_in_the_container_s_own_control_group(tmp_path: Path) -> None:
+    """The second version of control groups; podman's have a group of conmon beside them, and one below."""
+    for group, memory in (
+        (f"libpod-{ID}.scope", 5000),
+        (f"libpod-conmon-{ID}.scope", 1),
+        (f"libpod-{'0' * 64}.scope", 1),
+    ):
+        folder = tmp_path / "machine.slice" / group
+        (folder / "container").mkdir(parents=True)
+        (folder / "cpu.stat").write_text("usage_usec 2500000\nuser_usec 1\n")
+        (folder / "memory.current").write_text(f"{memory}\n")
+        (folder / "memory.stat").write_text("anon 7\ninactive_file 1000\n")
+        (folder / "memory.max").write_text("max\n")
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    row = f"listed|{ID}|web|running|nginx:1.27|Up 2 hours"
+    (tools / "docker").write_text(f"#!/bin/sh\ncase $1 in ps) echo '{row}' ;; *) echo '{BY_PODMAN}' ;; esac\n")
+    (tools / "docker").chmod(0o755)
+    done = subprocess.run(
+        ["sh", "-c", docker.SECTION.script.replace("/sys/fs/cgroup", f"/sys/..{tmp_path}")],
+        env={"PATH": f"{tools}:{os.environ['PATH']}"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert docker.parse_usage(done.stdout) == {"web": docker.ContainerUsage(2.5, 4000, None)}
