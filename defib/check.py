@@ -1,5 +1,6 @@
 """`defib check`: validate the configuration and report every error."""
 
+import contextlib
 import json
 import re
 import sys
@@ -37,7 +38,7 @@ def check(
         return 1
     errors = list(_check_templates(loaded.inventory)) if program != "exporter" else []
     exposed = [ConfigProblem(str(each.path), 0, "", f"{each.detail}: {each.fix}") for each in find_exposures(loaded)]
-    warnings = [*loaded.warnings, *exposed]
+    warnings = [*loaded.warnings, *exposed, *_find_ignored_pins(loaded.inventory)]
     if not as_json:
         for warning in warnings:
             print_text(f"warning: {warning}", sys.stderr)
@@ -50,6 +51,22 @@ def check(
     elif not errors:
         print_text(f"{directory}: {format_size(loaded.inventory)}, no errors")
     return int(bool(errors))
+
+
+def _find_ignored_pins(inventory: Inventory) -> Iterator[ConfigProblem]:
+    """Yield a warning for each line of a known_hosts file that is ignored; files that cannot be read are left out."""
+    logins = [
+        host.ssh_for(control=control) for host in inventory.hosts.values() if host.ssh for control in (False, True)
+    ]
+    files = [path for path in dict.fromkeys(ssh.known_hosts for ssh in logins) if path.is_file()]
+    if not files:
+        return
+    from fleet.shells.host_keys import read_known_hosts  # the SSH client is slow to import
+
+    for path in files:
+        with contextlib.suppress(OSError):
+            for line in read_known_hosts(path)[1]:
+                yield ConfigProblem(str(path), line.number, "", f"the line is ignored: {line.reason}")
 
 
 def _summarize(

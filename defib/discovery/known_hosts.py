@@ -37,6 +37,7 @@ class Place:
     via: str | None
     known_hosts: Path
     control: bool
+    legacy: bool = False
 
     @property
     def name(self) -> str:
@@ -96,7 +97,7 @@ def _find_places(hosts: Iterable[Host]) -> list[Place]:
     for host in hosts:
         for control in (False, True):
             ssh = host.ssh_for(control=control)
-            place = Place(host.name, host.address, ssh.port, ssh.via, ssh.known_hosts, control)
+            place = Place(host.name, host.address, ssh.port, ssh.via, ssh.known_hosts, control, ssh.legacy)
             places.setdefault((host.name, place.port, place.known_hosts), place)
     return list(places.values())
 
@@ -132,7 +133,7 @@ async def _read_key(place: Place, shells: Shells) -> Finding:
     pins = find_pins(known, place.address, place.port)
     tunnel = shells.tunnel(place.via) if place.via else None
     try:
-        key = await fetch_host_key(place.address, place.port, pins, tunnel)
+        key = await fetch_host_key(place.address, place.port, pins, tunnel, legacy=place.legacy)
     except ShellError as error:
         through = f"through {place.via}: " if place.via else ""
         return Finding(place, "unreachable", detail=f"{through}{error}")
@@ -142,7 +143,7 @@ async def _read_key(place: Place, shells: Shells) -> Finding:
 def _read_pinned(path: Path) -> asyncssh.SSHKnownHosts:
     """Return the pinned keys; none if there is no such file yet. Raises DefibError."""
     try:
-        return read_known_hosts(path)
+        return read_known_hosts(path)[0]
     except FileNotFoundError:
         return asyncssh.import_known_hosts("")
     except OSError as error:

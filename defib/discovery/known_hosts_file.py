@@ -12,7 +12,7 @@ from pathlib import Path
 
 import asyncssh
 
-from fleet.shells.host_keys import KeyState, find_pins, known_hosts_name
+from fleet.shells.host_keys import KeyState, find_pins, known_hosts_name, parse_known_hosts
 from runtime.errors import DefibError
 
 MODE = 0o644  # the programs that read the file run as other users
@@ -42,8 +42,8 @@ def add_keys(path: Path, keys: Sequence[HostKey]) -> list[KeyState]:
     """
     try:
         with _open_locked(path) as file:
-            text = file.read().decode("utf-8")
-            known = asyncssh.import_known_hosts(text)
+            text = file.read().decode("utf-8", "surrogateescape")
+            known, _ = parse_known_hosts(text)
             states: list[KeyState] = []
             lines: list[str] = []
             for each in keys:

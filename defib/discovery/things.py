@@ -146,7 +146,7 @@ def _find_reason_against_unit(thing: Thing) -> str | None:
         return ""
     if unit.active == "failed" and unit.path.startswith(OWN_UNITS):
         return None
-    runs = unit.active in ("active", "reloading") and unit.sub == "running"
+    runs = systemd.is_active_state(unit.active, unit.sub) and unit.sub == "running"
     return None if thing.ports or (runs and unit.path.startswith(OWN_UNITS)) else ""
 
 

@@ -4,6 +4,7 @@ import asyncio
 import shlex
 import time
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from fleet.shells import (
     WrapperOutdatedError,
     get_wrapper_refusal,
 )
+from fleet.shells.host_keys import read_known_hosts
 from fleet.shells.pool import Shells
 from fleet.shells.sudo import build_sudo_command
 from remediator.execution.controls import CONTROLS
@@ -88,6 +90,10 @@ def _check_known_hosts(host: Host, path: Path) -> Finding:
         return fail(detail=str(error.strerror), fix="run this as the user of the programs, or make the file readable")
     if exposure := check_content(path):
         return finding_of(host.name, f"known hosts {path}", exposure)
+    if ignored := read_known_hosts(path)[1]:
+        more = f", and {len(ignored) - 1} more" if len(ignored) > 1 else ""
+        detail = f"line {ignored[0].number} is ignored: {ignored[0].reason}{more}"
+        return Finding(host.name, f"known hosts {path}", "warn", detail, "correct or remove the line")
     return _finding(host, f"known hosts {path}", passed=True)
 
 
@@ -135,7 +141,9 @@ async def _check_collector(host: Host, name: str, options: CollectorOptions, she
 
     async def ask(sections: Sequence[Section]) -> Mapping[str, SectionOutput]:
         outputs: dict[str, SectionOutput] = {}
-        error = await read_sections(shell, sections, timeout=COMMAND_TIMEOUT, on_section=outputs.__setitem__)
+        limit = max(COMMAND_TIMEOUT, collector.deadline)
+        limited = [replace(section, timeout=limit) for section in sections]
+        error = await read_sections(shell, limited, timeout=limit, on_section=outputs.__setitem__)
         if not outputs:
             raise error
         record_truncation(outputs, samples)

@@ -12,7 +12,7 @@ import asyncssh
 
 from defib.host_setup.recorded import HostCommand, commands_of, sections_of
 from defib.root_paths import SCRIPT, names_in
-from fleet.inventory.model import Host, Inventory
+from fleet.inventory.model import Host, Inventory, Ssh
 from fleet.shells.host_keys import known_hosts_name
 from fleet.shells.ssh import command_digest
 from fleet.shells.sudo import enclose
@@ -85,7 +85,7 @@ def _keys(inventory: Inventory, host: Host, sources: str) -> Iterator[str]:
             continue
         # The wrapper runs as root, to query docker and read the kernel log; the account itself has no such rights.
         forced = f',command="sudo -n {WRAPPER} {mode}"' if ssh.wrapper else ""
-        yield f"{limits}{forced} {_read_public_key(ssh.key_file)}"
+        yield f"{limits}{forced} {_read_public_key(ssh)}"
 
 
 def _rights(inventory: Inventory, host: Host, account: str, modes: Sequence[str]) -> Iterator[str]:
@@ -125,15 +125,17 @@ def hosts_behind(inventory: Inventory, host: Host) -> list[Host]:
     return [other for other in inventory.hosts.values() if other.ssh is not None and other.ssh.via == host.name]
 
 
-def _read_public_key(key_file: Path | None) -> str:
+def _read_public_key(ssh: Ssh) -> str:
+    key_file = ssh.key_file
     if key_file is None:
         raise DefibError("ssh.key_file is not set: create a key with ssh-keygen -t ed25519")
     public = key_file.with_name(f"{key_file.name}.pub")  # the private key may be readable for another user only
     try:
         if public.exists():
             return asyncssh.read_public_key(str(public)).export_public_key().decode().strip()
-        return asyncssh.read_private_key(str(key_file)).export_public_key().decode().strip()
-    except (OSError, asyncssh.KeyImportError) as error:
+        passphrase = ssh.passphrase.get_secret_value() if ssh.passphrase is not None else None
+        return asyncssh.read_private_key(str(key_file), passphrase).export_public_key().decode().strip()
+    except (OSError, asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as error:
         raise DefibError(f"{key_file}: {error}") from error
 
 

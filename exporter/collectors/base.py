@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
 
 from pydantic import AfterValidator, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
@@ -15,6 +15,7 @@ from fleet.inventory.units import PositiveDuration
 from fleet.shells import ENDED_BY_TIMEOUT
 
 MIN_INTERVAL = 0.2  # seconds between two runs
+DEADLINE = 10.0  # seconds of a reading; the interval, if that is shorter
 ReadSections = Callable[[Sequence[Section]], Awaitable[Mapping[str, SectionOutput]]]
 
 
@@ -66,9 +67,15 @@ class Collector(Generic[CollectorOptionsT]):
     """A collector of one host. A `shared` collector uses the readings that probes of the host use, too."""
 
     shared: ClassVar[bool] = False
+    max_readings: ClassVar[int] = 1  # of a run
 
     def __init__(self, options: CollectorOptionsT, host: str) -> None:
         self.options, self.host = options, host
+
+    @property
+    def deadline(self) -> float:
+        """The longest duration of a reading, in seconds."""
+        return min(DEADLINE, self.options.every)
 
     def sections(self) -> list[Section]:
         """Return all sections that the collector may read."""
@@ -81,6 +88,38 @@ class Collector(Generic[CollectorOptionsT]):
     def list_excerpts(self) -> Sequence[LogExcerpt]:
         """Return the last matching lines of the logs that the collector reads."""
         return ()
+
+
+class SteadyCounters:
+    """Counters of a host that do not go back a little, as some of the kernel's do: Prometheus would see a reset.
+
+    A value that goes back further is one: the device, the container or the host began anew.
+    """
+
+    _STEADY = 0.9  # of the last value
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[str, ...], float] = {}
+
+    def start_run(self, samples: CollectorSamples) -> "CountSamples":
+        """Return a function that adds counters to the samples of a run; those that it does not add are forgotten."""
+        before, self._last = self._last, {}
+
+        def count(metric: str, value: float | None, **labels: str) -> None:
+            if value is None:
+                return
+            key = (metric, *labels.values())
+            last = before.get(key, value)
+            self._last[key] = last if self._STEADY * last <= value < last else value
+            samples.add(metric, self._last[key], **labels)
+
+        return count
+
+
+class CountSamples(Protocol):
+    """Adds a counter to samples, as CollectorSamples.add() does."""
+
+    def __call__(self, metric: str, value: float | None, **labels: str) -> None: ...
 
 
 def record_truncation(outputs: Mapping[str, SectionOutput], samples: CollectorSamples) -> None:

@@ -1,9 +1,7 @@
-"""The `docker` collector: state, health, exit code, restarts and start time of every container."""
-
-from datetime import datetime
+"""The `docker` collector: state, health, exit code, restarts, start time, CPU and memory of every container."""
 
 from exporter.collectors import CollectorKind
-from exporter.collectors.base import Collector, CollectorOptions, ReadSections, require_output
+from exporter.collectors.base import Collector, CollectorOptions, ReadSections, SteadyCounters, require_output
 from exporter.exposition.collector_samples import CollectorSamples
 from exporter.exposition.metrics_page import MetricFamily
 from fleet.host.sections import Section
@@ -29,40 +27,47 @@ FAMILIES = (
         "gauge",
         "Whether the health check of a running container has this result; absent without a health check.",
     ),
+    MetricFamily("host_container_cpu_seconds_total", "counter", "CPU time that a running container has used."),
+    MetricFamily("host_container_memory_bytes", "gauge", "Memory that a running container uses, without file cache."),
+    MetricFamily("host_container_memory_limit_bytes", "gauge", "Memory limit of a running container; absent if none."),
     MetricFamily("host_container_info", "gauge", "Image and restart policy of the container; always 1."),
 )
 HEALTH = ("starting", "healthy", "unhealthy")
-ENDED = ("created", "restarting", "exited", "dead")  # the states of a container that has an exit code
+ENDED = ("created", "restarting", "exited", "stopped", "dead")  # the states of a container that has an exit code
 RESTART_POLICIES = ("no", "always", "unless-stopped", "on-failure")
-NEVER_STARTED = "0001-"  # start year that Docker reports for a container that was never started
 
 
 class DockerCollector(Collector[CollectorOptions]):
     shared = True
+
+    def __init__(self, options: CollectorOptions, host: str) -> None:
+        super().__init__(options, host)
+        self._counters = SteadyCounters()
 
     def sections(self) -> list[Section]:
         return [docker.SECTION]
 
     async def collect(self, read: ReadSections, samples: CollectorSamples) -> None:
         outputs = await read(self.sections())
-        for name, container in sorted(docker.parse_containers(require_output(outputs, "docker")).items()):
+        output = require_output(outputs, "docker")
+        count = self._counters.start_run(samples)
+        usage = docker.parse_usage(output)
+        for name, container in sorted(docker.parse_containers(output).items()):
             samples.add("host_container_up", int(container.is_up), container=name)
             samples.add("host_container_restarts_total", container.restarts, container=name)
-            samples.add("host_container_started_timestamp_seconds", _start_time(container.started), container=name)
+            samples.add(
+                "host_container_started_timestamp_seconds", docker.parse_time(container.started), container=name
+            )
             if container.state in ENDED:
                 samples.add("host_container_exit_code", container.exit_code, container=name)
             for health in HEALTH if container.state == "running" and container.health in HEALTH else ():
                 samples.add("host_container_health", int(container.health == health), container=name, health=health)
             policy = container.policy if container.policy in RESTART_POLICIES else ""
             samples.add("host_container_info", 1, container=name, image=container.image, restart_policy=policy)
-
-
-def _start_time(text: str) -> float | None:
-    """Return the Unix time of an RFC 3339 time, or None if the container was never started."""
-    try:
-        return None if text.startswith(NEVER_STARTED) else datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        return None
+            if name in usage:
+                count("host_container_cpu_seconds_total", usage[name].cpu_seconds, container=name)
+                samples.add("host_container_memory_bytes", usage[name].memory, container=name)
+                samples.add("host_container_memory_limit_bytes", usage[name].memory_limit, container=name)
 
 
 DOCKER = CollectorKind(CollectorOptions, FAMILIES, DockerCollector)

@@ -11,8 +11,11 @@ from exporter.exposition.collector_samples import CollectorSamples
 from exporter.exposition.metrics_page import MetricFamily
 from fleet.host import gpu
 from fleet.host.sections import NOT_READ, Section, SectionOutput
+from fleet.inventory.units import PositiveDuration
 from fleet.shells import ENDED_BY_TIMEOUT
 
+MAX_TIMEOUT = 70.0  # seconds, of which a wrapper gives nvidia-smi less than 60
+XID_JITTER = 2.0  # seconds: the times are relative to the boot time, which the kernel computes anew at each reading
 MIB, MHZ, PERCENT, MICROSECOND = 2.0**20, 1e6, 0.01, 1e-6
 FIELDS, QUERY = "fields", "query"
 
@@ -31,7 +34,8 @@ FAMILIES = (
     MetricFamily("gpu_memory_reserved_bytes", "gauge", "GPU memory reserved by driver and firmware."),
     MetricFamily("gpu_memory_free_bytes", "gauge", "Free GPU memory."),
     MetricFamily("gpu_temperature_celsius", "gauge", "Temperature by sensor."),
-    MetricFamily("gpu_power_watts", "gauge", "Power draw."),
+    MetricFamily("gpu_power_watts", "gauge", "Power draw; recent GPUs report the average of a second."),
+    MetricFamily("gpu_power_instant_watts", "gauge", "Power draw at the time of the reading."),
     MetricFamily("gpu_power_limit_watts", "gauge", "Power limit."),
     MetricFamily("gpu_clock_hertz", "gauge", "Current clock frequency by clock."),
     MetricFamily("gpu_fan_speed_ratio", "gauge", "Requested fan speed relative to its maximum."),
@@ -66,6 +70,7 @@ _NUMBERS: tuple[tuple[str, str, float, Mapping[str, str]], ...] = (
     ("temperature", "gpu_temperature_celsius", 1.0, {"sensor": "gpu"}),
     ("memory_temperature", "gpu_temperature_celsius", 1.0, {"sensor": "memory"}),
     ("power", "gpu_power_watts", 1.0, {}),
+    ("power_instant", "gpu_power_instant_watts", 1.0, {}),
     ("power_limit", "gpu_power_limit_watts", 1.0, {}),
     *((f"clock_{name}", "gpu_clock_hertz", MHZ, {"clock": name}) for name in ("sm", "memory", "graphics", "video")),
     ("fan", "gpu_fan_speed_ratio", PERCENT, {}),
@@ -81,14 +86,16 @@ _BOOLEANS = {"Yes": 1, "Active": 1, "1": 1, "No": 0, "Not Active": 0, "0": 0}
 
 
 class GpuCollectorOptions(CollectorOptions):
-    """`gpus` is how many GPUs the host should have."""
+    """`gpus` is how many GPUs the host should have, `timeout` the longest duration of a reading."""
 
+    timeout: Annotated[PositiveDuration, Field(le=MAX_TIMEOUT)] = 45.0
     gpus: Annotated[int, Field(ge=0, le=gpu.GPU_LIMIT)] | None = None
 
 
 class GpuCollector(Collector[GpuCollectorOptions]):
-    """Keeps the fields that the driver supports, the index of each PCI address, and whether MIG is enabled."""
+    """Keeps the supported fields, the index of each PCI address, the XIDs since boot, and whether MIG is enabled."""
 
+    max_readings = 4  # the fields and their values, twice after a driver change
     _fields: Mapping[str, str] | None = None
     _driver = ""
     _mig_enabled = False
@@ -96,6 +103,11 @@ class GpuCollector(Collector[GpuCollectorOptions]):
     def __init__(self, options: GpuCollectorOptions, host: str) -> None:
         super().__init__(options, host)
         self._index_of: dict[str, str] = {}  # index by PCI address
+        self._xids: dict[tuple[str, str], float] = {}  # when each was last seen, by PCI address and number
+
+    @property
+    def deadline(self) -> float:
+        return self.options.timeout
 
     def sections(self) -> list[Section]:
         return [
@@ -200,13 +212,22 @@ class GpuCollector(Collector[GpuCollectorOptions]):
 
     def _add_xids(self, outputs: Mapping[str, SectionOutput], samples: CollectorSamples) -> None:
         kernel_log = outputs.get(gpu.XIDS_SECTION.name)
+        if kernel_log is not None:
+            self._remember_xids(kernel_log.text)
         index_of = {pci.partition(".")[0]: index for pci, index in self._index_of.items()}
-        for (address, xid), at in sorted(
-            (gpu.parse_last_xid_times(kernel_log.text) if kernel_log is not None else {}).items()
-        ):
+        for (address, xid), at in sorted(self._xids.items()):
             # An address is the name of a lost GPU.
             index = index_of.get(address, f"{address}.0")
             samples.add("gpu_xid_last_timestamp_seconds", at, gpu=index, xid=xid)
+
+    def _remember_xids(self, kernel_log: str) -> None:
+        """Keep the XIDs since boot: the kernel log has a limited size."""
+        booted = gpu.parse_boot_time(kernel_log)
+        kept = {key: at for key, at in self._xids.items() if at >= booted - XID_JITTER}
+        for key, at in gpu.parse_last_xid_times(kernel_log).items():
+            kept[key] = kept[key] if abs(kept.get(key, 0.0) - at) <= XID_JITTER else at
+        newest = sorted(kept.items(), key=lambda item: item[1])[-gpu.XID_LIMIT :]
+        self._xids = dict(newest)
 
     def _remember(self, answer: gpu.GpuQueryResult) -> None:
         cards = [card.values for card in answer.gpus if "pci" in card.values]

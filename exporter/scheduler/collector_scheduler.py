@@ -27,7 +27,6 @@ from fleet.shells.pool import Shells
 from runtime.redaction import Redactor, mask_credentials
 from runtime.tasks import cancel_and_wait
 
-DEADLINE = 10.0  # seconds of a run; the interval, if that is shorter
 RETRY_WITHIN = 30.0  # seconds after a failed run, if the interval is not shorter
 MAX_PAUSE = 600.0  # seconds between two runs on a host that does not answer
 ERROR_LIMIT = 500  # characters in the log and in the API
@@ -99,10 +98,6 @@ class ScheduledCollector:
             other_host.connection_settings,
             other_host.group,
         )
-
-    @property
-    def deadline(self) -> float:
-        return min(DEADLINE, self.options.every)
 
 
 class CollectorScheduler:
@@ -223,7 +218,9 @@ class CollectorScheduler:
             return outputs
 
         try:
-            async with asyncio.timeout(scheduled.deadline + CONNECT_TIMEOUT):
+            async with asyncio.timeout(
+                scheduled.collector.max_readings * scheduled.collector.deadline + CONNECT_TIMEOUT
+            ):
                 await scheduled.collector.collect(read, samples)
             error = samples.fault
         except CollectorFailure as failure:
@@ -312,8 +309,10 @@ class CollectorScheduler:
                 outputs[section.name] = output
             return outputs
         shell = self._shells.get(scheduled.host.name)
-        limited = [replace(section, timeout=scheduled.deadline) for section in sections]
-        error = await read_sections(shell, limited, timeout=scheduled.deadline, on_section=outputs.__setitem__)
+        limited = [replace(section, timeout=scheduled.collector.deadline) for section in sections]
+        error = await read_sections(
+            shell, limited, timeout=scheduled.collector.deadline, on_section=outputs.__setitem__
+        )
         if not outputs:
             raise error
         incomplete = error if isinstance(error, IncompleteReadingError) else None

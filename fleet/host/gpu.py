@@ -22,7 +22,7 @@ _LOST = re.compile(r"handle for GPU\s*(?:(\d+):\s+)?([0-9A-Fa-f]{4,8}:[0-9A-Fa-f
 # A line of the kernel log is `[TIME] … NVRM: Xid (ADDRESS) … : NUMBER, …`. One expression for all of it would take
 # quadratic time for some lines.
 _XID_TIME = re.compile(r"(?:<\d+>)?\[([^\]]+)\]")
-_XID_ADDRESS = re.compile(r"NVRM: Xid \(((?:PCI:)?[0-9a-fA-F:.]+)\)")
+_XID_ADDRESS = re.compile(r"NVRM: Xid \(((?:PCI:)?[0-9a-fA-F:.]+)(?: GPU-I:\d+)?\)")
 _XID_NUMBER = re.compile(r": (\d{1,9}),")
 
 # The fields that are published, with the names that drivers have had for each, the newest first.
@@ -36,7 +36,8 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     **{f"memory_{name}": (f"memory.{name}",) for name in ("total", "used", "reserved", "free")},
     "temperature": ("temperature.gpu",),
     "memory_temperature": ("temperature.memory",),
-    "power": ("power.draw.instant", "power.draw"),
+    "power": ("power.draw",),
+    "power_instant": ("power.draw.instant",),
     "power_limit": ("enforced.power.limit", "power.limit"),
     **{f"clock_{name}": (f"clocks.current.{name}", f"clocks.{name}") for name in ("sm", "memory", "graphics", "video")},
     "fan": ("fan.speed",),
@@ -127,10 +128,18 @@ docker ps --no-trunc --format 'container {{.ID}} {{.Names}}' 2>/dev/null
 exit 0
 """)  # fmt: skip
 
+# The last line of each GPU and XID: an application's errors may fill the log.
 XIDS_SECTION = Section("xids", max_lines=XID_LIMIT, script="""
 grep '^btime ' /proc/stat
 date '+zone %z'
-dmesg 2>/dev/null | grep 'NVRM: Xid' | tail -n 200
+dmesg 2>/dev/null | awk '
+at = index($0, "NVRM: Xid (") {
+    address = substr($0, at)
+    rest = substr(address, index(address, ")") + 1)
+    address = substr(address, 1, index(address, ")"))
+    if (match(rest, /: [0-9]+,/)) last[address substr(rest, RSTART, RLENGTH)] = $0
+}
+END { for (each in last) print last[each] }'
 exit 0
 """)  # fmt: skip
 
@@ -204,14 +213,18 @@ def parse_memory_by_gpu_and_container(output: str) -> dict[str, dict[str, float]
     return memory_by_uuid
 
 
+def parse_boot_time(output: str) -> float:
+    """Return the Unix time of the host's boot in the output of `XIDS_SECTION`, or 0."""
+    found = re.search(r"^btime (\d{1,15})$", output, re.MULTILINE)
+    return float(found[1]) if found is not None else 0.0
+
+
 def parse_last_xid_times(output: str) -> dict[tuple[str, str], float]:
     """Return the Unix time of the last XID error by PCI address (without its function) and XID number."""
-    booted, zone = 0.0, "+0000"
+    booted, zone = parse_boot_time(output), "+0000"
     last_seen: dict[tuple[str, str], float] = {}
     for line in output.split("\n"):
-        if line.startswith("btime "):
-            booted = float(line.split()[1])
-        elif line.startswith("zone "):
+        if line.startswith("zone "):
             zone = line.split()[1]
         elif (xid := _parse_xid(line)) is not None and (at := _parse_log_time(xid[0], booted, zone)) is not None:
             address = normalize_pci_address(xid[1].removeprefix("PCI:"))

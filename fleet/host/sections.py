@@ -112,6 +112,7 @@ LIBRARY = (
     + """\
 section() {
     section=$1 limit=$2 script=$3
+    export limit
     shift 3
     output=$(limited 1 "$limit" sh -c "$script" sh "$@" </dev/null 2>&1)
     status=$?

@@ -353,9 +353,13 @@ class Ssh(ConfigModel):
     user: str | None = None
     port: int = Field(22, ge=1, le=65535)
     key_file: RelativePath | None = None
+    certificate_file: RelativePath | None = None
+    passphrase: SecretStr | None = None
+    password: SecretStr | None = None
     known_hosts: RelativePath = Field(default_factory=lambda: Path.home() / ".ssh" / "known_hosts")
     via: str | None = None
     wrapper: bool = False
+    legacy: bool = False
 
 
 class SudoOptions(ConfigModel):
@@ -428,6 +432,8 @@ class Host(ConfigModel):
         if not control or self.control_ssh is None:
             return ssh
         own = {name: getattr(self.control_ssh, name) for name in self.control_ssh.model_fields_set}
+        if "key_file" in own:  # the others belong to the key that it replaces
+            own = {**dict.fromkeys(("certificate_file", "passphrase", "password")), **own}
         return ssh.model_copy(update={**own, "wrapper": self.control_ssh.wrapper})  # belongs to the key
 
 

@@ -61,7 +61,10 @@ _IGNORED: Mapping[Program, tuple[tuple[str, ...], ...]] = {
 }
 
 # The parts that a program can do without: what cannot be resolved there is no error.
-_OPTIONAL: Mapping[Program, tuple[tuple[str, ...], ...]] = {"remediator": (("gateway", "token"),)}
+_OPTIONAL: Mapping[Program, tuple[tuple[str, ...], ...]] = {
+    # The secrets of `ssh` belong to the exporter where the remediator has a `control_ssh` of its own.
+    "remediator": (("gateway", "token"), ("hosts", "*", "ssh", "passphrase"), ("hosts", "*", "ssh", "password")),
+}
 
 # Hosts and services have what they inherit from these, and references are resolved there.
 _INHERITED: tuple[tuple[str, ...], ...] = (("templates",), ("defaults", "host"), ("defaults", "groups"))

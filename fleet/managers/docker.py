@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated
@@ -230,7 +230,8 @@ class ContainerDetails:
 
 def parse_details(output: str) -> ContainerDetails | None:
     """Parse the first line of the output of `build_inspect`; None where it has another form."""
-    words = output.split()
+    # podman prints times with blanks, and an empty health without a health check.
+    words = _GO_TIME.sub(r"\1T\2\3", output).strip().split(" ")
     try:
         state, health, pid, exit_code, out_of_memory, started, finished, failed, restarts, id_, name, *policy = words
         return ContainerDetails(
@@ -306,10 +307,14 @@ def classify_end(inspection: ContainerInspection) -> ContainerEnd:
     return ContainerEnd(known=False)
 
 
+# A time as podman prints it: `2026-11-28 20:00:00.123456789 +0000 UTC`.
+_GO_TIME = re.compile(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d(?:\.\d{1,9})?) ([+-]\d{4}) [A-Z0-9+-]{1,9}")
+
+
 def parse_time(time: str) -> float | None:
-    """Return the Unix time of a time in docker's output; None for the zero time."""
+    """Return the Unix time of a time in docker's or podman's output; None for the zero time."""
     try:
-        at = datetime.fromisoformat(time).timestamp()
+        at = datetime.fromisoformat(_GO_TIME.sub(r"\1T\2\3", time)).timestamp()
     except (ValueError, OverflowError):
         return None
     return at if at > 0 else None
@@ -339,35 +344,80 @@ class ContainerStatus:
         return self.state == "running" and self.health in ("", "healthy")
 
 
+# Columns are separated by `|`: podman 3 replaces tabs with blanks. It has another name for the health, too.
 _INSPECT = (
-    "{{.Name}}\t{{.State.Status}}\t{{if .State.Health}}{{.State.Health.Status}}{{end}}\t{{.State.ExitCode}}"
-    "\t{{.State.StartedAt}}\t{{.RestartCount}}\t{{.Config.Image}}\t{{.HostConfig.RestartPolicy.Name}}"
+    "{{.Name}}|{{.State.Status}}|{{if .State.Health}}{{.State.Health.Status}}{{end}}|{{.State.ExitCode}}"
+    "|{{.State.StartedAt}}|{{.RestartCount}}|{{.Config.Image}}|{{.HostConfig.RestartPolicy.Name}}|{{.ID}}"
 )
-_INSPECTED_BEFORE = 7  # columns that wrappers of earlier versions print
+_INSPECTED_BEFORE = (7, 8)  # columns that wrappers of earlier versions print, separated by tabs
 
-_LISTED = "listed\t{{.ID}}\t{{.Names}}\t{{.State}}\t{{.Image}}\t{{.Status}}"
+_LISTED = "listed|{{.ID}}|{{.Names}}|{{.State}}|{{.Image}}|{{.Status}}"
 
 # The list comes first: where `docker inspect` hangs at one container, it prints none.
 # A container that is removed between the two commands makes the second fail, but its output has all others.
+# What containers use is in the files of their control groups, which have their IDs; `docker stats` would take seconds.
+# The first version of control groups has a tree for each resource.
 SECTION = Section("docker", rank=3, script=f"""
+inspect() {{
+    found=$(docker inspect --type container --format "$1" $ids 2>&1)
+    status=$?
+}}
 list=$(docker ps --all --no-trunc --format '{_LISTED}') || exit $?
 [ -n "$list" ] || exit 0
 printf '%s\\n' "$list"
-ids=$(printf '%s\\n' "$list" | cut -f 2)
-{{ errors=$(docker inspect --type container --format '{_INSPECT}' $ids 2>&1 >&3); s=$?; }} 3>&1
-printf '%s\\n' "$errors"
-case $errors in *"No such "*) ;; *) exit $s ;; esac
+ids=$(printf '%s\\n' "$list" | cut -d '|' -f 2)
+inspect '{_INSPECT}'
+case $found in *'evaluate field Health '*) inspect '{_INSPECT.replace(".State.Health", ".State.Healthcheck")}' ;; esac
+printf '%s\\n' "$found"
+if [ -d /sys/fs/cgroup/memory ]; then
+    groups='/sys/fs/cgroup/cpuacct/ /sys/fs/cgroup/memory/'
+else
+    groups=/sys/fs/cgroup
+fi
+{{ printf '%s\\n' "$found"; find $groups -type d 2>/dev/null; }} | awk -F '|' '
+function read_line(path) {{
+    line = ""
+    if ((getline line < path) <= 0) line = ""
+    close(path)
+    return line
+}}
+function read_value(path, name) {{
+    value = ""
+    while ((getline line < path) > 0) {{ split(line, words, " "); if (words[1] == name) value = words[2] }}
+    close(path)
+    return value
+}}
+NF > 8 {{ running[$NF] = $2 == "running" }}
+/^\\/sys\\// && !/conmon/ {{
+    id = $0
+    sub(/\\.scope$/, "", id)
+    sub(/.*[\\/-]/, "", id)
+    if (!running[id]) next
+    if (/^\\/sys\\/fs\\/cgroup\\/cpuacct\\//) time[id] = "nanoseconds|" read_line($0 "/cpuacct.usage")
+    else if (/^\\/sys\\/fs\\/cgroup\\/memory\\//)
+        memory[id] = read_line($0 "/memory.usage_in_bytes") "|" read_value($0 "/memory.stat", "total_inactive_file") \\
+            "|" read_line($0 "/memory.limit_in_bytes")
+    else {{
+        time[id] = "microseconds|" read_value($0 "/cpu.stat", "usage_usec")
+        memory[id] = read_line($0 "/memory.current") "|" read_value($0 "/memory.stat", "inactive_file") \\
+            "|" read_line($0 "/memory.max")
+    }}
+}}
+END {{
+    for (id in time) print "used|" id "|" time[id] "|" (id in memory ? memory[id] : "||")
+}}'
+case $found in *"No such "*) ;; *) exit $status ;; esac
 """)  # fmt: skip
 
 
 def parse_containers(output: str) -> dict[str, ContainerStatus]:
     """Parse the output of `SECTION`: containers by name, from `docker inspect`, or else from `docker ps`."""
     found: dict[str, ContainerStatus] = {}
-    for line in output.split("\n"):
-        fields = line.split("\t")
-        if fields[0] == "listed" and len(fields) == len(_LISTED.split("\t")):
+    for fields in _split_lines(output):
+        if fields[0] == "listed" and len(fields) == len(_LISTED.split("|")):
             _, _, names, state, image, status = fields
             code, checked = re.search(r"\((\d+)\)", status), re.search(r"\((?:health: )?([a-z]+)\)$", status)
+            state = _parse_state(state)
             health = checked[1] if checked and state == "running" else ""
             container = ContainerStatus(state, health, int(code[1]) if code else 0, "", 0, image)
             # Links give a container further names, with a slash.
@@ -376,12 +426,61 @@ def parse_containers(output: str) -> dict[str, ContainerStatus]:
         elif _is_inspected(fields):
             name, state, health, exit_code, started, restarts, image, *policy = fields
             found[name.lstrip("/")] = ContainerStatus(
-                state, health, int(exit_code), started, int(restarts), image, *policy
+                state, health, int(exit_code), started, int(restarts), image, *policy[:1]
             )
     return found
 
 
+def _split_lines(output: str) -> Iterator[list[str]]:
+    """Yield the columns of each line."""
+    for line in output.split("\n"):
+        yield line.split("|" if "|" in line else "\t")
+
+
+def _parse_state(text: str) -> str:
+    """Return a container's state in the list; podman 3 prints `Up 2 hours ago` and `Exited (0) 2 hours ago`."""
+    word = text.partition(" ")[0].lower()
+    return "running" if word == "up" else word
+
+
 def _is_inspected(fields: Sequence[str]) -> bool:
     """Whether a line is of `docker inspect`."""
-    known = (_INSPECTED_BEFORE, len(_INSPECT.split("\t")))
+    known = (*_INSPECTED_BEFORE, len(_INSPECT.split("|")))
     return len(fields) in known and fields[3].lstrip("-").isdigit() and fields[5].isdigit()
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerUsage:
+    """What a running container uses: seconds of CPU time since its start, and bytes of memory without file cache."""
+
+    cpu_seconds: float | None
+    memory: int | None
+    memory_limit: int | None
+
+
+_PER_SECOND = {"nanoseconds": 10**9, "microseconds": 10**6}
+_UNLIMITED = 2**62  # bytes: the kernel's value without a limit is a little below 2**63
+
+
+def parse_usage(output: str) -> dict[str, ContainerUsage]:
+    """Parse what the containers use by name; wrappers of earlier versions do not print it."""
+    names: dict[str, str] = {}
+    found: dict[str, ContainerUsage] = {}
+    for fields in _split_lines(output):
+        if len(fields) == len(_INSPECT.split("|")) and _is_inspected(fields):
+            names[fields[-1]] = fields[0].lstrip("/")
+        elif fields[0] == "used" and len(fields) == _USED and fields[1] in names and fields[2] in _PER_SECOND:
+            time, memory, inactive, limit = (int(text) if _is_number(text) else None for text in fields[3:])
+            found[names[fields[1]]] = ContainerUsage(
+                None if time is None else time / _PER_SECOND[fields[2]],
+                None if memory is None else max(0, memory - (inactive or 0)),
+                limit if limit is not None and limit < _UNLIMITED else None,
+            )
+    return found
+
+
+_USED = len(("used", "id", "unit", "time", "memory", "inactive", "limit"))
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch("[0-9]{1,20}", text) is not None

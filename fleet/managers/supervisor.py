@@ -134,7 +134,10 @@ def config_name(config: Path | None) -> str:
     return str(config or "-")
 
 
-_NO_SUPERVISORD = re.compile(r"no such file|refused connection|^error: |Connection refused|HTTP error", re.IGNORECASE)
+_NO_SUPERVISORD = re.compile(
+    r"no such file|refused connection|^error: |Connection refused|HTTP error|requires authentication|did not recognize",
+    re.IGNORECASE,
+)
 
 
 def build_section(config: Path | None) -> Section:

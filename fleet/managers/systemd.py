@@ -24,6 +24,18 @@ def _check_unit(name: str) -> str:
 UnitName = Annotated[str, AfterValidator(_check_unit)]
 
 
+_DOWN = ("inactive", "failed", "activating", "deactivating", "maintenance")  # values of ActiveState
+_DOWN_SUBSTATES = ("dead", "failed")
+
+
+def is_active_state(active: str, sub: str) -> bool:
+    """Whether a unit serves: `active`, `reloading`, `refreshing`, or a state that later versions of systemd add.
+
+    Those before were variants of `active`; a unit of such a state is down if its substate says so.
+    """
+    return active not in ("", *_DOWN) and (active == "active" or sub not in _DOWN_SUBSTATES)
+
+
 @dataclass(frozen=True, slots=True)
 class UnitStatus:
     """A unit's state, from `systemctl show`."""
@@ -37,7 +49,7 @@ class UnitStatus:
 
     @property
     def is_active(self) -> bool:
-        return self.active in ("active", "reloading")
+        return is_active_state(self.active, self.sub)
 
     @property
     def is_running_once(self) -> bool:

@@ -21,6 +21,20 @@ KEY_EXCHANGES = (
     "ecdh-sha2-nistp521", "diffie-hellman-group14-sha256", "diffie-hellman-group16-sha512",
     "diffie-hellman-group14-sha1",
 )  # fmt: skip
+# With `ssh.legacy`, for servers that have nothing newer; neither has a known attack without a large effort, or without
+# the private key of a host.
+LEGACY_CIPHERS = (*CIPHERS, "aes256-cbc", "aes192-cbc", "aes128-cbc", "3des-cbc")
+LEGACY_KEY_EXCHANGES = (*KEY_EXCHANGES, "diffie-hellman-group1-sha1")
+LEGACY_MACS = ("hmac-sha2-256", "hmac-sha2-512", "hmac-sha1", "hmac-sha1-96", "hmac-md5", "hmac-md5-96")
+
+
+def list_algorithms(*, legacy: bool) -> dict[str, list[str]]:
+    """Return the options of asyncssh for key exchanges and ciphers."""
+    if not legacy:
+        return {"kex_algs": [*KEY_EXCHANGES], "encryption_algs": [*CIPHERS]}
+    return {
+        "kex_algs": [*LEGACY_KEY_EXCHANGES], "encryption_algs": [*LEGACY_CIPHERS], "mac_algs": [*LEGACY_MACS],
+    }  # fmt: skip
 
 
 class Connector:

@@ -1,7 +1,7 @@
 """The keys of hosts: those that are pinned in known_hosts, and those that hosts present."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +9,7 @@ from typing import Any, Literal
 import asyncssh
 
 from fleet.shells import ShellError
-from fleet.shells.connecting import CIPHERS, CONNECT_TIMEOUT, KEY_EXCHANGES, Connector, format_error
+from fleet.shells.connecting import CONNECT_TIMEOUT, Connector, format_error, list_algorithms
 
 SSH_PORT = 22
 # In the order in which ssh prefers them.
@@ -17,6 +17,7 @@ ALGORITHMS = (
     "ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "rsa-sha2-512", "rsa-sha2-256",
     "ssh-rsa",
 )  # fmt: skip
+LEGACY_ALGORITHMS = (*ALGORITHMS, "ssh-dss")
 KeyState = Literal["pinned", "new", "changed", "revoked"]
 
 
@@ -25,9 +26,49 @@ def known_hosts_name(address: str, port: int) -> str:
     return address if port == SSH_PORT else f"[{address}]:{port}"
 
 
-def read_known_hosts(path: Path) -> asyncssh.SSHKnownHosts:
-    """Read a file of pinned keys. Raises OSError, or ValueError if it is invalid."""
-    return asyncssh.read_known_hosts(str(path))
+@dataclass(frozen=True)
+class BadLine:
+    """A line of known_hosts that cannot be understood, and why."""
+
+    number: int
+    reason: str
+
+
+def parse_known_hosts(text: str) -> tuple[asyncssh.SSHKnownHosts, list[BadLine]]:
+    """Parse the text of a file of pinned keys. As ssh does, ignore lines that are invalid, and comments after keys."""
+    known, bad = asyncssh.SSHKnownHosts(), []
+    for number, line in enumerate(text.split("\n"), 1):
+        words = line.split()
+        if not words or words[0].startswith("#"):
+            continue
+        length = _WORDS + words[0].startswith("@")
+        try:
+            known.load(" ".join(words[:length]))
+            if len(words) < length:
+                raise ValueError("it has no key")  # noqa: TRY301 - as the errors of load()
+            if words[length - 2] in LEGACY_ALGORITHMS:
+                asyncssh.import_public_key(
+                    " ".join(words[length - 2 : length])
+                )  # load() ignores those that are invalid
+        except ValueError as error:
+            bad.append(BadLine(number, _explain(error)))
+    return known, bad
+
+
+_WORDS = len(("host", "algorithm", "key"))
+
+
+def _explain(error: ValueError) -> str:
+    """Return what is wrong with a line, without the line itself."""
+    if isinstance(error, asyncssh.KeyImportError):
+        return "its key is invalid"
+    what = str(error).partition(":")[0]
+    return "it has no key" if what == "Invalid known hosts entry" else what
+
+
+def read_known_hosts(path: Path) -> tuple[asyncssh.SSHKnownHosts, list[BadLine]]:
+    """Read a file of pinned keys, with the lines of it that are ignored. Raises OSError."""
+    return parse_known_hosts(path.read_bytes().decode("utf-8", "surrogateescape"))
 
 
 @dataclass(frozen=True)
@@ -73,18 +114,21 @@ async def fetch_host_key(
     port: int,
     pins: Pins,
     tunnel: Callable[[], Awaitable[asyncssh.SSHClientConnection]] | None = None,
+    *,
+    legacy: bool = False,
 ) -> asyncssh.SSHKey:
     """Return the key that a host presents, without logging in; if it can, one of a pinned type. Raises ShellError."""
     where = f"{address}:{port}"
+    algorithms = list_algorithms(legacy=legacy)
     options = asyncssh.SSHClientConnectionOptions(
-        config=None, agent_path=None, client_keys=None, encryption_algs=CIPHERS, compression_algs=["none"]
+        config=None, agent_path=None, client_keys=None, compression_algs=["none"], **algorithms
     )
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT):
             through: Any = await tunnel() if tunnel else Connector()
             key = await asyncssh.get_server_host_key(
-                address, port, tunnel=through, config=None, options=options, kex_algs=KEY_EXCHANGES,
-                server_host_key_algs=list(_order_algorithms(pins)),
+                address, port, tunnel=through, config=None, options=options, kex_algs=algorithms["kex_algs"],
+                server_host_key_algs=list(_order_algorithms(pins, LEGACY_ALGORITHMS if legacy else ALGORITHMS)),
             )  # fmt: skip
     except TimeoutError:
         raise ShellError(f"{where}: no host key within {CONNECT_TIMEOUT:g} s") from None
@@ -95,8 +139,8 @@ async def fetch_host_key(
     return key
 
 
-def _order_algorithms(pins: Pins) -> Iterator[str]:
+def _order_algorithms(pins: Pins, algorithms: Sequence[str]) -> Iterator[str]:
     """Yield the algorithms, those of pinned keys first: a host may have keys of several types."""
     pinned = {name.decode() for key in (*pins.keys, *pins.keys_of_address) for name in key.sig_algorithms}
-    yield from (name for name in ALGORITHMS if name in pinned)
-    yield from (name for name in ALGORITHMS if name not in pinned)
+    yield from (name for name in algorithms if name in pinned)
+    yield from (name for name in algorithms if name not in pinned)

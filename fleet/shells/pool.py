@@ -2,8 +2,12 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import structlog
+from pydantic import SecretStr
 
 from fleet.inventory.model import Host
 from fleet.shells import Shell, ShellError
@@ -13,7 +17,10 @@ from fleet.shells.local import LocalShell
 if TYPE_CHECKING:
     import asyncssh
 
+    from fleet.shells.host_keys import BadLine
     from fleet.shells.ssh import SshShell
+
+log = structlog.get_logger()
 
 
 class Shells:
@@ -23,6 +30,7 @@ class Shells:
         self._hosts = hosts
         self._control = control
         self._shells: dict[str, tuple[Host, LocalShell | SshShell]] = {}
+        self._bad_lines: dict[Path, set[BadLine]] = {}
 
     def get(self, name: str) -> Shell:
         """Return the shell of a host. Raises ShellError where it has none."""
@@ -45,8 +53,18 @@ class Shells:
         ssh = host.ssh_for(control=self._control)
         mode: WrapperMode = "control" if self._control else "read"
         wrapper = mode if ssh.wrapper else None
-        login = Login(host.address, ssh.port, ssh.user, ssh.key_file, ssh.known_hosts, wrapper)
-        return SshShell(login, self.tunnel(ssh.via) if ssh.via else None, control=self._control)
+        login = Login(
+            host.address, ssh.port, ssh.user, ssh.key_file, ssh.known_hosts, wrapper, ssh.certificate_file,
+            _reveal("passphrase", ssh.passphrase), _reveal("password", ssh.password), ssh.legacy,
+        )  # fmt: skip
+        tunnel = self.tunnel(ssh.via) if ssh.via else None
+        return SshShell(login, tunnel, control=self._control, on_bad_lines=self._report_bad_lines)
+
+    def _report_bad_lines(self, path: Path, lines: "Sequence[BadLine]") -> None:
+        """Log each line of known_hosts that is ignored, once while it is."""
+        for line in set(lines) - self._bad_lines.get(path, set()):
+            log.warning("known_hosts_line_ignored", file=str(path), line=line.number, reason=line.reason)
+        self._bad_lines[path] = set(lines)
 
     def tunnel(self, via: str) -> Callable[[], "Awaitable[asyncssh.SSHClientConnection]"]:
         """Return a function that connects to a jump host, for connections through it. It raises ShellError."""
@@ -78,3 +96,10 @@ class Shells:
     async def close(self) -> None:
         shells, self._shells = self._shells, {}
         await asyncio.gather(*(shell.close() for _, shell in shells.values()))
+
+
+def _reveal(name: str, secret: SecretStr | None) -> str | None:
+    """Return a secret of `ssh`. Raises ShellError where this program could not resolve the reference to it."""
+    if secret is None or isinstance(secret, SecretStr):
+        return secret.get_secret_value() if secret is not None else None
+    raise ShellError(f"ssh.{name} is a reference that this program cannot resolve")

@@ -20,12 +20,19 @@ _ENDED_BY_SIGNAL = (129, 130, 137, 143)
 _SIGNALS = 128  # a shell's exit status after a signal is this plus the signal's number
 
 # A command with a timeout; arguments: KILL_DELAY SECONDS COMMAND… busybox's timeout has no -k before 1.35 (it exits 1
-# without running anything), and other arguments before 1.30: on such a host there is no timeout.
+# without running anything), and takes whole seconds after -t before 1.30. With any other one there is no timeout.
 TIMEOUT_FUNCTIONS = """\
 alone() { (exec "$@"); }
 limited() { if command -v timeout >/dev/null 2>&1; then timeout -k "$@"; else shift 2; alone "$@"; fi; }
 old_timeout() { timeout -k 9 9 sh -c : >/dev/null 2>&1; [ $? -eq 1 ]; }
-limited_by_old() { shift; if timeout 9 sh -c : >/dev/null 2>&1; then timeout "$@"; else shift; alone "$@"; fi; }
+limited_by_old() {
+    seconds=${2%%.*}
+    case $2 in *.*) seconds=$((seconds + 1)) ;; esac
+    shift
+    if timeout 9 sh -c : >/dev/null 2>&1; then timeout "$@"; return; fi
+    shift
+    if timeout -t 9 sh -c : >/dev/null 2>&1; then timeout -t "$seconds" "$@"; else alone "$@"; fi
+}
 """
 
 # `marked COMMAND…` prints the marks. `kept marked COMMAND…` also keeps the outputs of processes that the command leaves

@@ -7,9 +7,9 @@ import math
 import shlex
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import asyncssh
 
@@ -27,8 +27,8 @@ from fleet.shells import (
     ShellError,
     WrapperOutdatedError,
 )
-from fleet.shells.connecting import CIPHERS, CONNECT_TIMEOUT, KEY_EXCHANGES, Connector, format_error
-from fleet.shells.host_keys import find_pins, read_known_hosts
+from fleet.shells.connecting import CONNECT_TIMEOUT, Connector, format_error, list_algorithms
+from fleet.shells.host_keys import LEGACY_ALGORITHMS, BadLine, find_pins, read_known_hosts
 from fleet.shells.proof import CommandMarkers, CommandOutputs, build_script
 from fleet.shells.sessions import SESSION_LIMIT, PooledConnection, Slot
 
@@ -50,7 +50,12 @@ def command_digest(argv: Sequence[str], stdin: bytes = b"") -> str:
 
 @dataclass(frozen=True)
 class Login:
-    """Address, user and keys of a login."""
+    """Address, user and credentials of a login.
+
+    Without `certificate_file`, a certificate beside the key (`KEY-cert.pub`) is used, as by ssh. `passphrase` is the
+    key's. `password` is for the methods `password` and `keyboard-interactive`. With `legacy`, outdated algorithms are
+    accepted.
+    """
 
     address: str
     port: int
@@ -58,6 +63,13 @@ class Login:
     key_file: Path | None
     known_hosts: Path
     wrapper: WrapperMode | None = None  # the key may only run deploy/ssh/defib-shell in this mode
+    certificate_file: Path | None = None
+    passphrase: str | None = field(default=None, repr=False)
+    password: str | None = field(default=None, repr=False)
+    legacy: bool = False
+
+
+BadLinesCallback = Callable[[Path, Sequence[BadLine]], None]
 
 
 class SshShell:
@@ -69,11 +81,14 @@ class SshShell:
         tunnel: Callable[[], Awaitable[asyncssh.SSHClientConnection]] | None = None,
         *,
         control: bool = False,
+        on_bad_lines: BadLinesCallback | None = None,
     ) -> None:
         """With `control`, processes that a command leaves running keep their outputs after the session.
 
-        Otherwise a command is ended after `READ_LIMIT` bytes of output.
+        Otherwise a command is ended after `READ_LIMIT` bytes of output. `on_bad_lines` is called with the lines of
+        known_hosts that are ignored, at each connection.
         """
+        self._on_bad_lines = on_bad_lines
         self._login = login
         self._control = control
         self._tunnel = tunnel
@@ -237,7 +252,10 @@ class SshShell:
         pinned = None
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                pinned, keys = await asyncio.to_thread(_read_keys, login)
+                pinned, bad = await asyncio.to_thread(read_known_hosts, login.known_hosts)
+                if bad and self._on_bad_lines is not None:
+                    self._on_bad_lines(login.known_hosts, bad)
+                keys = await asyncio.to_thread(_read_keys, login)
                 tunnel = await self._tunnel() if self._tunnel else Connector()
                 return await asyncssh.connect(
                     login.address,
@@ -248,9 +266,10 @@ class SshShell:
                     config=None,
                     agent_path=None,
                     tunnel=tunnel,
-                    preferred_auth="publickey",
-                    kex_algs=KEY_EXCHANGES,
-                    encryption_algs=CIPHERS,
+                    client_factory=lambda: _Client(login.password),
+                    password=login.password,
+                    preferred_auth="publickey,password,keyboard-interactive" if login.password else "publickey",
+                    **_select_algorithms(login, pinned),
                     compression_algs=["none"],  # a few bytes from the host could expand to gigabytes
                     keepalive_interval=15,
                     keepalive_count_max=3,
@@ -416,10 +435,58 @@ async def _open(
     return channel, tried[-1]
 
 
-def _read_keys(login: Login) -> tuple[asyncssh.SSHKnownHosts, list[asyncssh.SSHKey]]:
-    """Return the pinned host keys and the client's own keys. Raises OSError where a file is missing."""
-    pinned = read_known_hosts(login.known_hosts)
-    return pinned, [asyncssh.read_private_key(str(login.key_file))] if login.key_file else []
+class _Client(asyncssh.SSHClient):
+    """Answers the first hidden prompt of keyboard-interactive authentication with the password, and no other."""
+
+    def __init__(self, password: str | None) -> None:
+        self._password = password
+
+    def kbdint_auth_requested(self) -> str | None:
+        return "" if self._password is not None else None
+
+    def kbdint_challenge_received(
+        self,
+        name: str,  # noqa: ARG002 - asyncssh's interface
+        instructions: str,  # noqa: ARG002 - as above
+        lang: str,  # noqa: ARG002 - as above
+        prompts: Sequence[tuple[str, bool]],
+    ) -> Sequence[str] | None:
+        if not prompts:
+            return []
+        is_hidden = len(prompts) == 1 and not prompts[0][1]
+        password, self._password = self._password, None
+        return [password] if is_hidden and password is not None else None
+
+
+def _select_algorithms(login: Login, pinned: asyncssh.SSHKnownHosts) -> dict[str, list[str]]:
+    algorithms = list_algorithms(legacy=login.legacy)
+    if login.legacy:
+        pins = find_pins(pinned, login.address, login.port)
+        kinds = {name.decode() for key in (*pins.keys, *pins.keys_of_address) for name in key.sig_algorithms}
+        host_keys = [name for name in LEGACY_ALGORITHMS if name in kinds]
+        algorithms |= {"server_host_key_algs": host_keys} if host_keys and not pins.by_authority else {}
+        algorithms["signature_algs"] = [*LEGACY_ALGORITHMS]
+    return algorithms
+
+
+def _read_keys(login: Login) -> list[Any]:
+    """Return the client's own key, before it with its certificate. Raises OSError and asyncssh.KeyImportError."""
+    if login.key_file is None:
+        return []
+    try:
+        key = asyncssh.read_private_key(str(login.key_file), login.passphrase)
+    except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as error:
+        is_about_passphrase = any(word in str(error) for word in ("assphrase", "decrypt"))
+        reason = f"{error}; see ssh.passphrase" if is_about_passphrase else str(error)
+        raise asyncssh.KeyImportError(f"{login.key_file}: {reason}") from error
+    beside = login.key_file.with_name(f"{login.key_file.name}-cert.pub")
+    path = login.certificate_file or (beside if beside.exists() else None)
+    if path is None:
+        return [key]
+    try:
+        return [(key, asyncssh.read_certificate(str(path))), key]
+    except asyncssh.KeyImportError as error:
+        raise asyncssh.KeyImportError(f"{path}: {error}") from error
 
 
 def _retrieve(task: asyncio.Task[PooledConnection]) -> None:

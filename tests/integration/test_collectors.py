@@ -236,10 +236,50 @@ async def test_fields_are_read_again_after_a_driver_change(tools: Path, collecte
 async def test_a_hanging_driver_does_not_affect_other_collectors(tools: Path, collected: Collected) -> None:
     (tools / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 60\n")
     (tools / "nvidia-smi").chmod(0o755)
-    await collected.of({"h": {**LOCAL, "collect": {"gpu": "1s", "system": "1s"}}})
+    gpu = {"every": "1s", "timeout": "2s"}
+    await collected.of({"h": {**LOCAL, "collect": {"gpu": gpu, "system": "1s"}}})
     await collected.becomes(0, "host_collect_success", "gpu")
     await collected.becomes(1, "host_collect_success", "system")
     assert collected.samples["host_collect_duration_seconds", "gpu"] < 30
+
+
+async def test_a_driver_that_takes_longer_than_the_interval_is_read(tools: Path, collected: Collected) -> None:
+    write_nvidia_smi(tools / "quick")
+    (tools / "nvidia-smi").write_text(f'#!/bin/sh\nsleep 1.5\nexec {tools}/quick "$@"\n')
+    (tools / "nvidia-smi").chmod(0o755)
+    await collected.of({"h": {**LOCAL, "collect": {"gpu": "1s", "system": "1s"}}})
+    await collected.shows({("gpu_power_watts", "0"): 388.12, ("host_collect_success", "gpu"): 1})
+    assert collected.samples["host_collect_success", "system"] == 1
+    assert collected.samples["host_collect_duration_seconds", "gpu"] > 1.5
+
+
+async def test_the_series_of_a_gpu_that_vanishes_end(tools: Path, collected: Collected) -> None:
+    other = {**CARD, "index": "1", "uuid": "GPU-2", "pci.bus_id": "00000000:0B:00.0"}
+    write_nvidia_smi(tools / "nvidia-smi", (CARD, other))
+    await collected.of({"h": {**LOCAL, "collect": {"gpu": "1s"}}})
+    await collected.becomes(2, "gpu_count")
+    write_nvidia_smi(tools / "nvidia-smi", (CARD,))
+    samples = await collected.shows({("gpu_count",): 1, ("host_collect_success", "gpu"): 1})
+    assert not [key for key in samples if key[0].startswith("gpu_") and key[1:2] == ("1",)]
+
+
+async def test_the_last_xid_of_each_gpu_and_number_is_kept(tools: Path, collected: Collected) -> None:
+    """Neither many lines about an application nor the limited size of the kernel log hide a fault."""
+    write_nvidia_smi(tools / "nvidia-smi")
+    log = tools / "log"
+    flood = "".join(f"[ 51{n:03}.0] NVRM: Xid (PCI:0000:86:00): 31, pid=4242, name=a: 7, Ch 8\n" for n in range(300))
+    log.write_text(f"[ 5000.0] NVRM: Xid (PCI:0000:07:00): 79, pid='<unknown>', fallen off the bus.\n{flood}")
+    (tools / "dmesg").write_text(f"#!/bin/sh\ncat {log}\n")
+    (tools / "dmesg").chmod(0o755)
+    await collected.of({"h": {**LOCAL, "collect": {"gpu": "1s"}}})
+    at = await collected.value("gpu_xid_last_timestamp_seconds", "0", "79")
+    assert at == pytest.approx(_booted() + 5000, abs=1)
+    assert collected.samples["gpu_xid_last_timestamp_seconds", "00000000:86:00.0", "31"] == pytest.approx(
+        at + 46299, abs=1
+    )
+    log.write_text("[ 60000.0] NVRM: Xid (PCI:0000:07:00): 13, Graphics Exception\n")
+    await collected.value("gpu_xid_last_timestamp_seconds", "0", "13")
+    assert collected.samples["gpu_xid_last_timestamp_seconds", "0", "79"] == at
 
 
 @pytest.mark.needs("sshd")
@@ -359,7 +399,7 @@ async def test_containers_that_finished_failed_and_start(container: str, collect
     names = [
         run("done", "--network", "host", container, "/bin/busybox", "true"),
         run("failed", "--restart", "on-failure:1", "--network", "host", container, "/bin/busybox", "false"),
-        run("starts", "--network", "host", "--health-cmd", "/bin/busybox true", "--health-interval", "1h", "--restart", "always", container, "/bin/sleep", "1000"),
+        run("starts", "--memory", "64m", "--network", "host", "--health-cmd", "/bin/busybox true", "--health-interval", "1h", "--restart", "always", container, "/bin/sleep", "1000"),
     ]  # fmt: skip
     try:
         done, failed, starts = names
@@ -378,8 +418,12 @@ async def test_containers_that_finished_failed_and_start(container: str, collect
                 ("host_container_health", starts, "healthy"): 0,
                 ("host_container_health", starts, "unhealthy"): 0,
                 ("host_container_info", starts, container, "always"): 1,
+                ("host_container_memory_bytes", done): None,
             }
         )
+        assert 0 < await collected.value("host_container_cpu_seconds_total", starts) < 60
+        assert 0 < collected.samples["host_container_memory_bytes", starts] < 64 * 2**20
+        assert collected.samples["host_container_memory_limit_bytes", starts] == 64 * 2**20
     finally:
         subprocess.run(["docker", "rm", "--force", *names], check=True, capture_output=True)
 
@@ -396,6 +440,50 @@ async def test_what_the_kernel_counts(collected: Collected) -> None:
     assert {key[1] for key in samples if key[0] == "host_network_errors_total"} == cards
     disks = {path.parent.name for path in Path("/sys/block").glob("*/device")}
     assert {key[1] for key in samples if key[0] == "host_disk_io_weighted_seconds_total"} == disks
+    assert {key[1] for key in samples if key[0] == "host_disk_bytes_total"} == disks
+    assert {key[1] for key in samples if key[0] == "host_network_bytes_total"} == cards
+    swap = re.findall(r"^SwapTotal: +(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    assert samples["host_swap_total_bytes",] == int(swap[0]) * 1024
+    pressure = {f"/proc/pressure/{key[1]}" for key in samples if key[0] == "host_pressure_seconds_total"}
+    assert pressure == {str(path) for path in Path("/proc/pressure").glob("*") if path.name != "irq"}
+
+
+async def test_a_filesystem_that_hangs_is_reported_with_the_other_readings(tools: Path, collected: Collected) -> None:
+    asked = tools / "asked"
+    (tools / "stat").write_text(f"#!/bin/sh\ncase $4 in /proc) echo 1 ;; *) echo >>{asked}; exec sleep 60 ;; esac\n")
+    (tools / "stat").chmod(0o755)
+    await collected.of({"h": {**LOCAL, "collect": {"system": "4s"}}})
+    await collected.becomes(0, "host_collect_success", "system")
+    errors = [value for key, value in collected.samples.items() if key[0] == "host_filesystem_error"]
+    assert set(errors) <= {1}
+    assert collected.samples["host_cpu_count",] == os.cpu_count()
+    await collected.value("host_cpu_usage_ratio")  # of the second run, which leaves these filesystems alone
+    assert not errors or len(asked.read_text()) == len(errors)
+
+
+@pytest.mark.parametrize(
+    ("readings", "allowed"),
+    [
+        (("10000 0 5000 100000 9000 0 0 0|1790000000", "10080 0 5050 100065 8920 0 0 0|1790000001"), (0.5, 0.7)),
+        (("10000 0 5000 100000 900 0 0 5000|1790000001", "10030 0 5015 100300 920 0 0 4900|1790000000"), (0.1, 0.2)),
+    ],
+)
+async def test_kernel_times_that_go_back(
+    tools: Path, collected: Collected, tmp_path: Path, readings: tuple[str, str], allowed: tuple[float, float]
+) -> None:
+    """Times of iowait and steal may go back, and the boot time may differ by a second from reading to reading."""
+    first, second = (reading.split("|") for reading in readings)
+    state = tmp_path / "second"
+    answers = [f'echo "cpu  {cpu} 0 0"; echo "btime {booted}"' for cpu, booted in (first, second)]
+    (tools / "grep").write_text(
+        f'#!/bin/sh\ncase "$*" in */proc/stat*) [ ! -e {state} ] || {{ {answers[1]}; exit; }}; touch {state}; {answers[0]} ;;\n'
+        f'*) exec {shutil.which("grep")} "$@" ;; esac\n'
+    )
+    (tools / "grep").chmod(0o755)
+    await collected.of({"h": {**LOCAL, "collect": {"system": "4s"}}})
+    low, high = allowed
+    assert low <= await collected.value("host_cpu_usage_ratio") <= high
+    assert collected.samples["host_boot_timestamp_seconds",] == float(first[1])
 
 
 async def test_the_configured_number_of_gpus_is_published_while_the_driver_fails(
@@ -589,7 +677,8 @@ SAME: dict[str, tuple[tuple[str, ...], Callable[[float], float]]] = {
     "memory.free": (("gpu_memory_free_bytes", "0"), lambda value: value * 2**20),
     "temperature.gpu": (("gpu_temperature_celsius", "0", "gpu"), lambda value: value),
     "temperature.memory": (("gpu_temperature_celsius", "0", "memory"), lambda value: value),
-    "power.draw.instant": (("gpu_power_watts", "0"), lambda value: value),
+    "power.draw": (("gpu_power_watts", "0"), lambda value: value),
+    "power.draw.instant": (("gpu_power_instant_watts", "0"), lambda value: value),
     "enforced.power.limit": (("gpu_power_limit_watts", "0"), lambda value: value),
     "clocks.current.sm": (("gpu_clock_hertz", "0", "sm"), lambda value: value * 1e6),
     "clocks.current.memory": (("gpu_clock_hertz", "0", "memory"), lambda value: value * 1e6),
@@ -702,7 +791,7 @@ async def test_the_kernel_log_is_read_if_the_driver_hangs_from_the_start(tools: 
     (tools / "dmesg").write_text("#!/bin/sh\necho '[  100.5] NVRM: Xid (PCI:0000:05:00): 79, fallen off the bus.'\n")
     for each in ("nvidia-smi", "dmesg"):
         (tools / each).chmod(0o755)
-    await collected.of({"h": {**LOCAL, "collect": {"gpu": "4s"}}})
+    await collected.of({"h": {**LOCAL, "collect": {"gpu": {"every": "4s", "timeout": "4s"}}}})
     await collected.value("gpu_xid_last_timestamp_seconds", "00000000:05:00.0", "79")
     await collected.shows({("host_collect_success", "gpu"): 0, ("host_up",): 1})
 
@@ -766,6 +855,16 @@ def test_sections_that_the_wrapper_refuses(tmp_path: Path, item: str, message: s
     assert f"\n@m {section} 126\n" in done.stdout
     assert message in done.stdout
     assert done.stdout.endswith("@m proc 0\n")
+
+
+def test_the_wrapper_leaves_filesystems_alone_that_hang(tmp_path: Path) -> None:
+    (tmp_path / "allowed").write_text("df\n")
+    asked = asked_of_the_wrapper(tmp_path, "read @m df:5:", tmp_path).stdout
+    numbers = re.findall(r"^sizes (\S+)", asked, re.MULTILINE)
+    again = asked_of_the_wrapper(tmp_path, f"read @m df:5:{','.join(numbers)}", tmp_path).stdout
+    assert re.findall(r"^skipped (\S+)", again, re.MULTILINE) == sorted(numbers, key=again.find)
+    assert "sizes" not in again
+    assert "\n@m df 0\n" in again
 
 
 def test_a_refused_name_does_not_affect_other_names(tmp_path: Path) -> None:

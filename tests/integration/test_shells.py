@@ -449,16 +449,20 @@ async def test_what_a_control_leaves_running_keeps_its_outputs(
         stop.touch()
 
 
-@pytest.mark.parametrize("kind", ["no -k", "none"])
+@pytest.mark.parametrize("kind", ["no -k", "-t", "none"])
 async def test_a_host_whose_timeout_is_an_old_busybox_s(
     host: Sshd, connect: Connect, tmp_path: Path, kind: str
 ) -> None:
-    """Before 1.35 it has no -k, and runs nothing where it is asked for it."""
+    """Before 1.35 it has no -k, and runs nothing where it is asked for it; before 1.30 it takes seconds after -t."""
     tools = tmp_path / "tools"
     tools.mkdir()
     real = shlex.quote(shutil.which("timeout") or "timeout")
     usage = "echo 'timeout: unrecognized option: k' >&2; echo 'Usage: timeout SECS PROG' >&2; exit 1"
     (tools / "timeout").write_text(f'#!/bin/sh\ncase $1 in -k*) {usage} ;; esac\nexec {real} "$@"\n')
+    if kind == "-t":
+        (tools / "timeout").write_text(
+            f'#!/bin/sh\ncase $1 in -k*) {usage} ;; -t) [ "$2" -gt 0 ] || exit 1; shift; exec {real} "$@" ;; esac\nexec "$@"\n'
+        )
     if kind == "none":
         (tools / "timeout").write_text(f"#!/bin/sh\n{usage}\n")
     (tools / "timeout").chmod(0o755)
@@ -467,6 +471,9 @@ async def test_a_host_whose_timeout_is_an_old_busybox_s(
         shell = connect(control=control)
         done = await shell.run(["sh", "-c", "cat; echo oops >&2; exit 1"], timeout=60, stdin=b"given")
         assert (done.status, done.stdout, done.stderr) == (1, "given", "oops\n")
+        if kind != "none":
+            done = await shell.run(["sh", "-c", "sleep 20 >/dev/null 2>&1"], timeout=1.5)
+            assert done.late
         found: dict[str, SectionOutput] = {}
         await read_sections(shell, [PROC_SECTION], timeout=60, on_section=found.__setitem__)
         assert found[PROC_SECTION.name].status == 0

@@ -45,7 +45,8 @@ def test_fields_are_asked_for_by_the_names_that_the_driver_has() -> None:
     }  # fmt: skip
     newer = help_text.replace("throttle_reasons", "event_reasons") + '"power.draw.instant"\n'
     assert gpu.map_fields_to_driver_names(newer)["throttle_hw_slowdown"] == "clocks_event_reasons.hw_slowdown"
-    assert gpu.map_fields_to_driver_names(newer)["power"] == "power.draw.instant"
+    assert gpu.map_fields_to_driver_names(newer)["power"] == "power.draw"
+    assert gpu.map_fields_to_driver_names(newer)["power_instant"] == "power.draw.instant"
 
 
 def test_memory_by_container() -> None:
@@ -77,8 +78,12 @@ def test_xids_and_when_they_were_seen_last() -> None:
         "[  200.500000] NVRM: Xid (0000:03:00): 14, Channel 00000001\n"
         "[  300.000000] NVRM: Xid (PCI:0000:05:00): 79, pid=1896, again\n"
         "[  400.000000] NVRM: something else\n"
+        "[  500.000000] NVRM: Xid (PCI:0000:07:00 GPU-I:05): 94, pid=1896, of a MIG instance\n"
     )
-    assert gpu.parse_last_xid_times(output) == {("00000000:05:00", "79"): 1300.0, ("00000000:03:00", "14"): 1200.5}
+    assert gpu.parse_last_xid_times(output) == {
+        ("00000000:05:00", "79"): 1300.0, ("00000000:03:00", "14"): 1200.5, ("00000000:07:00", "94"): 1500.0,
+    }  # fmt: skip
+    assert (gpu.parse_boot_time(output), gpu.parse_boot_time("")) == (1000.0, 0.0)
 
 
 def test_instances() -> None:

@@ -34,7 +34,8 @@ async def run_systemd(verb: Verb, options: SystemdControlOptions, runner: Contro
     properties = systemd.parse_properties(completed.stdout)
     if properties.get("LoadState") == "not-found" and properties.get("ActiveState") == "inactive":
         raise runner.not_found(target)
-    if succeeded(completed) and properties.get("ActiveState") not in ("active", "reloading"):
+    active, sub = properties.get("ActiveState", ""), properties.get("SubState", "")
+    if succeeded(completed) and not systemd.is_active_state(active, sub):
         return CompletedCommand(NOT_RUNNING, completed.stdout, completed.stderr)
     return completed
 
