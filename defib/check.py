@@ -19,6 +19,7 @@ from fleet.inventory.model import Inventory
 from fleet.inventory.problems import ConfigProblem, ConfigurationError
 from fleet.inventory.references import Program
 from fleet.inventory.schema import json_schema
+from runtime.errors import DefibError
 from runtime.redaction import Redactor
 
 
@@ -37,6 +38,8 @@ def check(
         print_json({"errors": [_as_json(wrong) for wrong in error.problems], "warnings": []})
         return 1
     errors = list(_check_templates(loaded.inventory)) if program != "exporter" else []
+    if program in ("exporter", None):
+        errors += _check_modules(loaded.inventory.exporter.modules_file)
     exposed = [ConfigProblem(str(each.path), 0, "", f"{each.detail}: {each.fix}") for each in find_exposures(loaded)]
     warnings = [*loaded.warnings, *exposed, *_find_ignored_pins(loaded.inventory)]
     if not as_json:
@@ -51,6 +54,17 @@ def check(
     elif not errors:
         print_text(f"{directory}: {format_size(loaded.inventory)}, no errors")
     return int(bool(errors))
+
+
+def _check_modules(path: Path | None) -> Iterator[ConfigProblem]:
+    if path is None:
+        return
+    from exporter.modules.prober import read_modules  # imports the kinds of probes
+
+    try:
+        read_modules(path)
+    except DefibError as error:
+        yield ConfigProblem(str(path), 0, "", str(error).removeprefix(f"{path}: "))
 
 
 def _find_ignored_pins(inventory: Inventory) -> Iterator[ConfigProblem]:

@@ -70,7 +70,8 @@ def _http(probe: ModuleProbe) -> Iterator[GaugeMetricFamily]:
     yield _by_phase("probe_http_duration_seconds", phases)
     yield _gauge("probe_http_status_code", "Status code of the response.", gauges.get("service_http_status_code", 0))
     yield _gauge("probe_http_redirects", "Number of redirects.", gauges.get("service_http_redirects", 0))
-    yield _gauge("probe_http_ssl", "Whether the final response came over TLS.", int(details.tls is not None))
+    over_tls = details.tls is not None and "service_http_status_code" in gauges
+    yield _gauge("probe_http_ssl", "Whether the final response came over TLS.", int(over_tls))
     length = headers.get("content-length", "")
     number = float(length) if length.isdecimal() and len(length) < 20 else -1  # noqa: PLR2004 - a length fits into 64 bits
     yield _gauge("probe_http_content_length", "Content-Length of the response; -1 if unknown.", number)

@@ -417,8 +417,16 @@ async def test_same_result_as_blackbox_exporter(world: World, name: str) -> None
     assert (f"\nprobe_success {int(up)}\n" in theirs.text) is True, theirs.text
 
 
-# Of addresses, theirs publishes a hash, whose choice is theirs.
-OURS_LACKS = {"probe_ip_addr_hash", "probe_expect_info"}
+OURS_LACKS = {"probe_ip_addr_hash", "probe_expect_info"}  # of addresses, theirs publishes a hash of its own
+# What both measure alike, whether or not a probe succeeds.
+ALIKE = ("probe_success", "probe_http_ssl", "probe_dns_answer_rrs", "probe_tls_version_info")
+OF_SUCCESSES = (
+    "probe_http_status_code",
+    "probe_http_redirects",
+    "probe_http_version",
+    "probe_ip_protocol",
+    "probe_dns_query_succeeded",
+)
 
 
 @pytest.mark.needs("prometheus-blackbox-exporter")
@@ -433,6 +441,9 @@ async def test_same_series_as_blackbox_exporter(world: World, name: str) -> None
     own = series(render(ours).decode())
     lacking = OURS_LACKS | ({"probe_ssl_last_chain_expiry_timestamp_seconds"} if "skip_verify" in name else set())
     assert {key for key, _ in theirs} - lacking - {key for key, _ in own} == set()
+    same = ALIKE + (OF_SUCCESSES if up else ())
+    expected = {key: value for key, value in theirs.items() if key[0] in same}
+    assert {key: own[key] for key in expected if key in own} == expected
 
 
 def series(text: str) -> dict[tuple[str, str], float]:

@@ -10,6 +10,7 @@ import yaml
 
 from exporter.modules.prober import read_modules
 from runtime.errors import DefibError
+from tests.forked_defib import run_defib
 from tests.integration.conftest import Serve
 from tests.integration.exporter_process import Exporter
 from tests.integration.test_exporter_api import exporter
@@ -126,3 +127,10 @@ def test_files_that_are_refused(tmp_path: Path, content: str, message: str) -> N
     assert message in str(caught.value)
     assert str(file) in str(caught.value)
     assert "s3cret" not in str(caught.value)
+
+
+async def test_check_finds_errors_of_modules(exporter: Exporter) -> None:
+    configure(exporter, {"a": {"prober": "http", "http": {"methd": "GET"}}})
+    done = await asyncio.to_thread(run_defib, "check", "--config", str(exporter.folder / "config"))
+    assert done.returncode == 1
+    assert "blackbox.yml: modules.a.http.methd: Extra inputs are not permitted" in done.stderr
