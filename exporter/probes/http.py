@@ -1,5 +1,6 @@
 """The `http` probe: sends one request and checks the response."""
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
@@ -15,15 +16,19 @@ from exporter.probes.expectations import (
 )
 from exporter.probes.json_conditions import JsonExpect, check_json, parse_json
 from exporter.probes.net.connections import Unreachable, check_unreachable, expand_unreachable
+from exporter.probes.net.cookies import Cookies
 from exporter.probes.net.http_client import LONG_BODY, decode, fetch
 from exporter.probes.net.http_request import HttpBodyOptions, HttpRequestOptions, RequestHeaderName
 from exporter.probes.net.http_response import HttpResponse
-from exporter.probes.values import HttpValues, note_http_values
+from exporter.probes.net.kept_values import fill, find_names
+from exporter.probes.values import HttpValues, find_texts, note_http_values
 from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import ConfigModel
 from fleet.inventory.units import Pattern, Patterns, PositiveDuration, as_list
 
 VALUES_SHOWN = 3  # of a header that is sent several times
+STEPS_LIMIT = 10  # requests before that of the probe
+_OF_CONNECTIONS = ("ip", "source", "resolver", "tls", "proxy", "strict")  # keys of options
 LONG_JSON = 4 * 1024  # bytes; a JSONPath may traverse the document many times
 
 
@@ -100,7 +105,15 @@ class HttpProbeExpect(HttpExpect):
         return self
 
 
+class HttpStep(HttpBodyOptions):
+    """A request before that of the probe; `keep` names values of its response for later requests."""
+
+    expect: HttpExpect = HttpExpect()
+    keep: HttpValues = Field(default_factory=dict)
+
+
 class HttpProbeOptions(HttpBodyOptions):
+    before: Annotated[list[HttpStep], Field(max_length=STEPS_LIMIT)] = []
     values: HttpValues = Field(default_factory=dict)
     expect: Annotated[
         HttpProbeExpect, BeforeValidator(expand_unreachable, json_schema_input_type=Unreachable | HttpProbeExpect)
@@ -112,13 +125,37 @@ class HttpProbeOptions(HttpBodyOptions):
             raise ValueError("`expect: unreachable` cannot be checked through a proxy")
         return self
 
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit(cls, written: Any) -> Any:
+        """Give the requests before that of the probe its options for connections."""
+        if not isinstance(written, Mapping) or not isinstance(written.get("before"), list):
+            return written
+        inherited = {key: written[key] for key in _OF_CONNECTIONS if key in written}
+        steps = [{**inherited, **step} if isinstance(step, Mapping) else step for step in written["before"]]
+        return {**written, "before": steps}
+
+    @model_validator(mode="after")
+    def _check_kept(self) -> "HttpProbeOptions":
+        known: set[str] = set()
+        for step in (*self.before, self):
+            missing = find_names(step) - known
+            if missing:
+                raise ValueError(f"{{kept.{min(missing)}}}: no request before keeps it")
+            known |= set(step.keep) if isinstance(step, HttpStep) else set()
+        return self
+
 
 async def probe_http(options: HttpProbeOptions, context: ProbeContext, details: ProbeDetails) -> None:
     expect = options.expect
     if expect.unreachable:
         await check_unreachable(options.request.host, options.request.port, context.timeout, details, options)
         return
-    response = await fetch(options, details)
+    cookies = None
+    if options.before:
+        cookies, kept = await _take_steps(options.before, details)
+        options = fill(options, kept)
+    response = await fetch(options, details, cookies=cookies)
     if options.values or expect.reads_body or not _is_expected(response.status, expect.status):
         response = await decode_unless_refused(options, expect.status, response, details)
     if options.values and len(response.body) > LONG_JSON:
@@ -126,6 +163,36 @@ async def probe_http(options: HttpProbeOptions, context: ProbeContext, details: 
     elif options.values:
         _note_values(options.values, response, details)
     await check_response(options, expect, response, details)
+
+
+async def _take_steps(steps: Sequence[HttpStep], details: ProbeDetails) -> tuple[Cookies, Mapping[str, str]]:
+    """Send the requests before that of the probe; return the cookies and the kept values. Raises ProbeFailure."""
+    cookies, kept = Cookies(), dict[str, str]()
+    for number, step in enumerate(steps, 1):
+        try:
+            kept |= await _take_step(fill(step, kept), cookies, details)
+        except ProbeFailure as failure:
+            raise ProbeFailure(failure.reason, f"request {number} before: {failure.message}") from failure
+    details.evidence.clear()  # which is that of the request before
+    return cookies, kept
+
+
+async def _take_step(step: HttpStep, cookies: Cookies, details: ProbeDetails) -> Mapping[str, str]:
+    """Send one request, and return what is kept of its response. Raises ProbeFailure."""
+    response = await fetch(step, details, cookies=cookies)
+    if step.keep or step.expect.reads_body:
+        response = await decode_unless_refused(step, step.expect.status, response, details)
+    await check_response(step, step.expect, response, details)
+    if not step.keep:
+        return {}
+    text = recode_as_utf8(response.header("content-type"), response.body)
+    found = await run_in_thread(find_texts, step.keep, response.header, text)
+    for value in found.values():
+        details.redact = details.redact.with_secret(value)
+    missing = [name for name in step.keep if name not in found]
+    if missing:
+        raise ProbeFailure("body", f"the response has no value for {missing[0]}")
+    return found
 
 
 def _note_values(values: HttpValues, response: HttpResponse, details: ProbeDetails) -> None:

@@ -1,5 +1,6 @@
 """Values that a probe reads, and which become `service_value`: from JSON, headers and texts."""
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from fleet.inventory.endpoints import ChoiceModel
 from fleet.inventory.units import Pattern
 
 VALUES_LIMIT = 20  # of a service
+KEPT_LIMIT = 8192  # characters of a value for later requests
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?")
 _TEXT_LIMIT = 64  # characters of a number
 ValueName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,29}$")]
@@ -52,6 +54,23 @@ def note_http_values(
     sources: Mapping[str, HttpValue], find_header: Callable[[str], str | None], body: bytes, details: ProbeDetails
 ) -> None:
     """Note the values of a response with a body in UTF-8; those that are missing or no numbers are left out."""
+    _note(_find(sources, find_header, body), details)
+
+
+def find_texts(
+    sources: Mapping[str, HttpValue], find_header: Callable[[str], str | None], body: bytes
+) -> dict[str, str]:
+    """Return the values of a response that are texts, numbers, true or false, as they stand in JSON, by name."""
+    found = _find(sources, find_header, body)
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in found.items()}
+    return {
+        name: text
+        for name, text in texts.items()
+        if isinstance(found[name], str | int | float) and 0 < len(text) <= KEPT_LIMIT
+    }
+
+
+def _find(sources: Mapping[str, HttpValue], find_header: Callable[[str], str | None], body: bytes) -> Mapping[str, Any]:
     try:
         document = parse_json(body) if any(each.path is not None for each in sources.values()) else None
         has_document = True
@@ -70,7 +89,7 @@ def note_http_values(
         except ProbeFailure:
             return None
 
-    _note({name: read(source) for name, source in sources.items()}, details)
+    return {name: read(source) for name, source in sources.items()}
 
 
 def note_text_values(patterns: Mapping[str, str], text: bytes, details: ProbeDetails) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import re
 import ssl
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from exporter.probes.net import connections
 from exporter.probes.net.redirects import classify_address
 from exporter.results import ProbeResult
 from exporter.scheduler.probe_runner import probe_once
+from runtime.errors import DefibError
 from runtime.redaction import Redactor
 from tests.integration import peers
 from tests.integration.conftest import Serve
@@ -706,3 +708,91 @@ async def test_proxy_credentials_are_sent_to_the_proxy_only(serve: Serve, tmp_pa
     assert b"Proxy-Authorization: Basic dTpwcjB4eXBhc3M=\r\n" in heard[0]
     plain = await run(tmp_path, "http://web.test/x", proxy=url)
     assert (plain.reason, heard[1].split(b"\r\n")[0]) == ("status", b"GET http://web.test/x HTTP/1.1")
+
+
+class Shop:
+    """A server that answers orders only after a sign-in, with the token, the cookie and the number that it gave."""
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+        self.token = 't0ken "/&é'
+
+    async def answer(self, request: web.Request) -> web.Response:
+        self.sent.append(f"{request.method} {request.rel_url.raw_path_qs} {await request.text()}")
+        if request.path == "/login":
+            good = await request.json() == {"user": "probe", "password": "pass1234"}
+            response = web.json_response(
+                {"auth": {"token": self.token}, "n": 7} if good else {}, headers={"X-Id": "a/b"}
+            )
+            response.set_cookie("session", "s1")
+            return response
+        if request.cookies.get("session") != "s1":
+            return web.Response(status=401, text="sign in first")
+        if request.path == "/next":
+            return web.Response(text=f"ticket={request.query['n']}-{request.query['id']};")
+        return web.json_response({"seen": await request.json(), "header": request.headers["X-Token"]})
+
+
+LOGIN = {
+    "url": "/login", "method": "POST", "json": {"user": "probe", "password": "pass1234"},
+    "keep": {"token": "$.auth.token", "n": "$.n", "id": {"header": "X-Id"}},
+}  # fmt: skip
+NEXT = {"url": "/next?n={kept.n}&id={kept.id}", "keep": {"ticket": {"body": "ticket=([^;]+);"}}}
+
+
+def _in_sequence(base: str, *steps: dict[str, Any], **options: Any) -> dict[str, Any]:
+    before = [{**step, "url": f"{base}{step['url']}"} for step in steps]
+    return {"before": before, **options}
+
+
+async def test_requests_in_sequence_hand_values_on(tmp_path: Path) -> None:
+    shop = Shop()
+    async with peers.web_server(shop.answer) as port:
+        base = f"http://127.0.0.1:{port}"
+        options = _in_sequence(
+            base, LOGIN, NEXT, method="POST", json={"t": "{kept.token}", "k": ["{kept.ticket}"]},
+            headers={"X-Token": "T {kept.ticket}"},
+            expect={"json": {"$.seen.t": shop.token, "$.seen.k[0]": "7-a/b", "$.header": "T 7-a/b"}},
+        )  # fmt: skip
+        result, again = [await run(tmp_path, f"{base}/orders", **options) for _ in range(2)]
+        assert (result.success, again.success) == (True, True), result.message
+        assert shop.sent[1] == "GET /next?n=7&id=a%2Fb "
+        assert len(shop.sent) == 6
+        body = result.details.evidence["body"].decode()
+        assert "t0ken" in body
+        assert "t0ken" not in result.details.redact(body)
+
+
+@pytest.mark.parametrize(
+    ("steps", "reason", "message"),
+    [
+        ([{**LOGIN, "json": {}}], "body", "request 1 before: the response has no value for "),
+        ([LOGIN, {**NEXT, "expect": {"status": 204}}], "status", "request 2 before: answered 200, expected 204"),
+        ([NEXT | {"url": "/next"}], "status", "request 1 before: answered 401"),
+        ([LOGIN, {**NEXT, "keep": {"x": "$.x"}}], "body", "request 2 before: the response has no value for x"),
+    ],
+)
+async def test_a_request_before_fails(tmp_path: Path, steps: Any, reason: str, message: str) -> None:
+    async with peers.web_server(Shop().answer) as port:
+        base = f"http://127.0.0.1:{port}"
+        result = await run(tmp_path, f"{base}/orders", **_in_sequence(base, *steps))
+    assert (result.reason, message in result.message) == (reason, True), result.message
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"url": "http://h/{kept.a}"}, "{kept.a}: no request before keeps it"),
+        ({"url": "http://h/", "before": [{"url": "http://h/{kept.a}", "keep": {"a": "$.a"}}]}, "no request before"),
+        ({"url": "http://{kept.a}.test/", "before": [{"url": "http://h/", "keep": {"a": "$.a"}}]}, "{kept.a}"),
+        (
+            {"url": "http://h/", "before": [{"url": "http://h/", "keep": {"a": "$.a"}}, {"url": "http://{kept.a}/"}]},
+            "{kept.a}",
+        ),
+        ({"url": "http://h/", "before": [{"url": "http://h/"}] * 11}, "10"),
+        ({"url": "http://h/", "before": [{"url": "http://h/", "values": {"a": "$.a"}}]}, "values"),
+    ],
+)
+async def test_sequences_that_are_refused(tmp_path: Path, options: Any, message: str) -> None:
+    with pytest.raises(DefibError, match=re.escape(message)):
+        await probed(tmp_path, "http", options)

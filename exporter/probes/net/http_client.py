@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from yarl import URL
 
@@ -15,6 +15,7 @@ from exporter.probes.json_conditions import parse_json
 from exporter.probes.net import redirects
 from exporter.probes.net.connections import connect, find_handshake_alert, server_name_of, start_tls
 from exporter.probes.net.content_encoding import decode_body
+from exporter.probes.net.cookies import Cookies
 from exporter.probes.net.http_request import (
     HttpProxy,
     HttpRequest,
@@ -29,9 +30,6 @@ from exporter.probes.net.urls import without_zone
 from exporter.results import ProbeDetails, ProbeFailure
 from runtime.pacing import PacedProtocol
 
-if TYPE_CHECKING:
-    from aiohttp import CookieJar
-
 MAX_REDIRECTS = 10
 TOKEN_LIMIT = 64 * 1024  # characters
 LONG_BODY = 128 * 1024  # bytes; a longer body is checked in a thread
@@ -40,23 +38,29 @@ PacedReader = PacedProtocol[HttpResponseReader]
 _TLS_OF_CONFIGURED_ORIGIN = {"server_name": None, "cert_file": None, "key_file": None}
 
 
-async def fetch(options: HttpRequestOptions, details: ProbeDetails, on_body: OnBody | None = None) -> HttpResponse:
+async def fetch(
+    options: HttpRequestOptions,
+    details: ProbeDetails,
+    on_body: OnBody | None = None,
+    cookies: Cookies | None = None,
+) -> HttpResponse:
     """Send the request and read the response to its end. Raises ProbeFailure.
 
-    The body is not decoded. With `on_body`, it is passed to that function in pieces, and not stored.
+    The body is not decoded. With `on_body`, it is passed to that function in pieces, and not stored. `cookies` are
+    those of earlier requests, to which the ones of this request are added.
     """
     started = time.perf_counter()
     # Building the request reads files the first time.
     request = options.request if "request" in vars(options) else await asyncio.to_thread(lambda: options.request)
     auth = options.auth
     if auth is not None and auth.oauth2 is not None:
-        request, reader = await _follow_with_token(request, auth.oauth2, options, details, on_body)
+        request, reader = await _follow_with_token(request, auth.oauth2, options, details, on_body, cookies)
     else:
         if auth is not None and auth.bearer_file is not None:
             token = await asyncio.to_thread(read_token, auth.bearer_file)
             details.redact = details.redact.with_secret(token)
             request = request.with_header("Authorization", f"Bearer {token}")
-        request, reader = await _follow(request, options, details, on_body)
+        request, reader = await _follow(request, options, details, on_body, cookies)
     body = bytes(reader.body)
     duration = time.perf_counter() - started
     return HttpResponse(reader.status, reader.version, reader.headers, body, duration, request.secure)
@@ -86,7 +90,12 @@ async def decode(response: HttpResponse, options: HttpRequestOptions, details: P
 
 
 async def _follow_with_token(
-    request: HttpRequest, oauth2: OAuth2, options: HttpRequestOptions, details: ProbeDetails, on_body: OnBody | None
+    request: HttpRequest,
+    oauth2: OAuth2,
+    options: HttpRequestOptions,
+    details: ProbeDetails,
+    on_body: OnBody | None,
+    cookies: Cookies | None,
 ) -> tuple[HttpRequest, HttpResponseReader]:
     """Send the request with a token; if a cached token is refused, fetch a new one and try once more."""
     redact, was_cached = details.redact, oauth2.cached_token is not None
@@ -94,7 +103,7 @@ async def _follow_with_token(
         token = oauth2.cached_token or await _fetch_token(oauth2, options, details)
         details.redact = redact.with_secret(token)
         authorized = request.with_header("Authorization", f"Bearer {token}")
-        followed, reader = await _follow(authorized, options, details, on_body)
+        followed, reader = await _follow(authorized, options, details, on_body, cookies)
         if reader.status not in (401, 403):
             return followed, reader
         oauth2.drop_token()
@@ -145,15 +154,17 @@ async def _request_token(
 
 
 async def _follow(
-    request: HttpRequest, options: HttpRequestOptions, details: ProbeDetails, on_body: OnBody | None
+    request: HttpRequest,
+    options: HttpRequestOptions,
+    details: ProbeDetails,
+    on_body: OnBody | None,
+    cookies: Cookies | None,
 ) -> tuple[HttpRequest, HttpResponseReader]:
     """Send the request and follow redirects; return the last request and its response. Raises ProbeFailure."""
-    reader, configured_peer = await _exchange(request, options, details, on_body)
-    if not options.follow_redirects:
-        return request, reader
+    sent = cookies.add_to(request) if cookies is not None else request
+    reader, configured_peer = await _exchange(sent, options, details, on_body)
     followed = 0
-    jar: CookieJar | None = None
-    while reader.status in (301, 302, 303, 307, 308):
+    while options.follow_redirects and reader.status in (301, 302, 303, 307, 308):
         location = reader.header("location")
         if location is None:
             break
@@ -162,26 +173,14 @@ async def _follow(
         if followed > MAX_REDIRECTS:
             target = quote_excerpt(location.encode(), details)
             raise ProbeFailure("protocol", f"redirected more than {MAX_REDIRECTS} times, last to {target}")
-        set_cookies = [value for name, value in reader.headers if name == "set-cookie"]
-        if set_cookies:
-            jar = jar or _create_cookie_jar()
-            jar.update_cookies_from_headers(set_cookies, request.url)
+        cookies = cookies or Cookies()
+        cookies.note(reader.headers, request.url)
         request = request.redirected(reader.status, location, details)
-        sent = request.with_cookies(_select_cookies(jar, request.url)) if jar else request
+        sent = cookies.add_to(request)
         reader, _ = await _exchange(sent, options, details, on_body, redirected_from=configured_peer)
+    if cookies is not None:
+        cookies.note(reader.headers, request.url)
     return request, reader
-
-
-def _create_cookie_jar() -> "CookieJar":
-    from aiohttp import CookieJar
-
-    return CookieJar(unsafe=True, quote_cookie=False)
-
-
-def _select_cookies(jar: "CookieJar", url: URL) -> dict[str, str]:
-    """Return the cookies for a URL, with their values as the server sent them: in quotes, if they were."""
-    as_sent = {(cookie.key, cookie.value): cookie.coded_value for cookie in jar}
-    return {name: as_sent.get((name, cookie.value), cookie.value) for name, cookie in jar.filter_cookies(url).items()}
 
 
 async def _exchange(

@@ -1,0 +1,41 @@
+"""The cookies that servers set in the requests of one probe."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from yarl import URL
+
+from exporter.probes.net.http_request import HttpRequest
+
+if TYPE_CHECKING:
+    from aiohttp import CookieJar
+
+
+class Cookies:
+    """Keeps cookies from the responses of a probe, each for the URLs that it is meant for."""
+
+    def __init__(self) -> None:
+        self._jar: CookieJar | None = None
+
+    def note(self, headers: Iterable[tuple[str, str]], url: URL) -> None:
+        """Keep the cookies of a response, whose headers have names in lower case."""
+        set_cookies = [value for name, value in headers if name == "set-cookie"]
+        if set_cookies:
+            self._jar = self._jar or _create_jar()
+            self._jar.update_cookies_from_headers(set_cookies, url)
+
+    def add_to(self, request: HttpRequest) -> HttpRequest:
+        """Return the request with the cookies for its URL."""
+        return request.with_cookies(_select(self._jar, request.url)) if self._jar else request
+
+
+def _create_jar() -> "CookieJar":
+    from aiohttp import CookieJar
+
+    return CookieJar(unsafe=True, quote_cookie=False)
+
+
+def _select(jar: "CookieJar", url: URL) -> dict[str, str]:
+    """Return the cookies for a URL, with their values as the server sent them: in quotes, if they were."""
+    as_sent = {(cookie.key, cookie.value): cookie.coded_value for cookie in jar}
+    return {name: as_sent.get((name, cookie.value), cookie.value) for name, cookie in jar.filter_cookies(url).items()}
