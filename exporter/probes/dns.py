@@ -170,7 +170,7 @@ async def _query(
         if transport == "tcp":
             return await query_tcp(query, address, port, options)
         name = server_name_of(options.tls, host)
-        return await query_tcp(query, address, port, options, ssl_context_for(options.tls), name)
+        return await query_tcp(query, address, port, options, ssl_context_for(options.tls), name, details)
     except ssl.SSLError as error:
         raise ProbeFailure("tls", f"TLS handshake with {peer} failed: {describe_tls_error(error)}") from error
     except (dns.exception.DNSException, EOFError, ValueError) as error:

@@ -416,10 +416,22 @@ async def test_a_renewed_file_of_certificates_is_used_by_the_next_probe(tmp_path
         assert renewed.success, renewed.message
 
 
-async def test_every_connection_records_the_chain(tmp_path: Path, authority: Authority) -> None:
-    async with peers.raw_server(_hold, ssl=authority.server("127.0.0.1", not_after=_soon())) as port:
-        options = {"address": f"127.0.0.1:{port}", "tls": {"ca_file": "ca.pem"}}
-        result = await probed(tmp_path, "tcp", options)
+@pytest.mark.parametrize("kind", ["tcp", "dns"])
+async def test_every_connection_records_the_chain(tmp_path: Path, authority: Authority, kind: str) -> None:
+    context = authority.server("127.0.0.1", not_after=_soon())
+    with peers.name_server() as name_server:
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            other_reader, other = await asyncio.open_connection("127.0.0.1", name_server)
+            other.write(await reader.read(4096) or b"x")
+            writer.write(await other_reader.read(4096))
+            other.close()
+
+        async with peers.raw_server(serve, ssl=context) as port:
+            address, tls = f"127.0.0.1:{port}", {"ca_file": "ca.pem"}
+            of_dns = {"server": address, "name": "www.test", "transport": "tls", "tls": tls}
+            result = await probed(tmp_path, kind, of_dns if kind == "dns" else {"address": address, "tls": tls})
+    assert result.success, result.message
     assert result.details.gauges["service_tls_chain_expiry_timestamp_seconds"] == _soon().timestamp()
 
 

@@ -13,9 +13,10 @@ import dns.rcode
 import dns.rdatatype
 
 from exporter.probes.expectations import run_in_thread
+from exporter.probes.net.certificates import record_certificates
 from exporter.probes.net.connections import DEFAULT_DIAL, DialOptions, connect_datagrams, describe_os_error
 from exporter.probes.net.handshake import perform_handshake
-from exporter.results import ProbeFailure
+from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import split_address
 
 RECORDS_LIMIT = 1000  # of a response, with its questions
@@ -78,8 +79,12 @@ async def query_tcp(
     dial: DialOptions = DEFAULT_DIAL,
     context: ssl.SSLContext | None = None,
     server_name: str = "",
+    details: ProbeDetails | None = None,
 ) -> dns.message.Message:
-    """Return the response, over TLS if there is a context. Raises OSError, EOFError and ValueError."""
+    """Return the response, over TLS if there is a context. Raises OSError, EOFError and ValueError.
+
+    The certificate is recorded in `details`.
+    """
     reader = asyncio.StreamReader()
     source = str(dial.source) if dial.source else None
     transport, protocol = await asyncio.get_running_loop().create_connection(
@@ -89,6 +94,8 @@ async def query_tcp(
         secured = transport if context is None else await perform_handshake(transport, protocol, context, server_name)
         if secured is None:
             raise ConnectionResetError("the connection was closed")
+        if context is not None and details is not None:
+            record_certificates(secured.get_extra_info("ssl_object"), details)
         wire = query.to_wire()
         secured.write(len(wire).to_bytes(2) + wire)
         size = int.from_bytes(await reader.readexactly(2))
