@@ -20,7 +20,7 @@ from exporter.modules.blackbox_file import (
 
 SECRET_LIMIT = 64 * 1024  # bytes of a file with a password
 _VERSIONS = {"TLS10": "1.0", "TLS11": "1.1", "TLS12": "1.2", "TLS13": "1.3"}
-_HTTP_VERSIONS = {"HTTP/1.0": "1.0", "HTTP/1.1": "1.1"}
+_HTTP_VERSIONS = {"HTTP/1.0": "1.0", "HTTP/1.1": "1.1", "HTTP/2.0": "2"}
 _GROUP = re.compile(r"\$\{(\d)\}|\$(\d)(?!\d)")
 _OUR_GROUP = re.compile(r"(?<!\$)\{\d\}")
 
@@ -58,6 +58,7 @@ def _translate_http(module: HttpModule, target: str, hostname: str) -> dict[str,
         "headers": headers,
         "follow_redirects": module.follow_redirects and not module.no_follow_redirects,
         "tls": tls,
+        "version": "auto" if module.enable_http2 else "1.1",
         "expect": _expect_of_http(module),
         **_auth_of(module),
         **_dial(module),
@@ -87,7 +88,7 @@ def _expect_of_http(module: HttpModule) -> dict[str, Any]:
     if module.valid_http_versions:
         versions = [_HTTP_VERSIONS[each] for each in module.valid_http_versions if each in _HTTP_VERSIONS]
         if not versions:
-            raise ValueError("http: valid_http_versions: only HTTP/1.0 and HTTP/1.1 are used")
+            raise ValueError("http: valid_http_versions: only HTTP/1.0, HTTP/1.1 and HTTP/2.0 are used")
         expect["http_version"] = versions
     if module.fail_if_ssl and module.fail_if_not_ssl:
         raise ValueError("http: fail_if_ssl and fail_if_not_ssl exclude each other")

@@ -115,7 +115,7 @@ async def _connect(options: GrpcProbeOptions, details: ProbeDetails) -> tuple[as
     host, port = split_address(options.address)
     try:
         transport, frames = await connect(
-            host, port, lambda: FrameReader(details), details, dial=options, tls=options.tls, alpn=ALPN
+            host, port, lambda: FrameReader(details), details, dial=options, tls=options.tls, alpn=(ALPN,)
         )
     except ProbeFailure as failure:
         if "NO_APPLICATION_PROTOCOL" in str(failure.__cause__):

@@ -65,7 +65,7 @@ def _expand_header(value: object) -> object:
     return {"matches": value} if isinstance(value, str) else value
 
 
-HttpVersion = Literal["1.0", "1.1"]
+HttpVersion = Literal["1.0", "1.1", "2"]
 HttpVersions = Annotated[
     list[HttpVersion], BeforeValidator(as_list, json_schema_input_type=HttpVersion | list[HttpVersion])
 ]

@@ -111,7 +111,10 @@ async def test_a_reload_reads_the_modules_again(exporter: Exporter, serve: Serve
         ("modules: {a: {prober: dns}}", "modules.a: dns: query_name is missing"),
         ("modules: {a: {prober: http, timeout: soon}}", "modules.a: "),
         ("modules: {a: {prober: http, http: {fail_if_body_matches_regexp: ['(']}}}", "modules.a: "),
-        ("modules: {a: {prober: http, http: {valid_http_versions: [HTTP/2.0]}}}", "only HTTP/1.0 and HTTP/1.1"),
+        (
+            "modules: {a: {prober: http, http: {valid_http_versions: [HTTP/3.0]}}}",
+            "only HTTP/1.0, HTTP/1.1 and HTTP/2.0",
+        ),
         ("modules: {a: {prober: http, http: {basic_auth: {username: u, password_file: /nonexistent}}}}", "cannot read"),
         ("modules: {a: {prober: http, http: {headers: {X: ['s3cret-value']}}}}", "modules.a.http.headers.X"),
         ("{", "not valid YAML"),

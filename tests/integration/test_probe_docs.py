@@ -24,7 +24,7 @@ from tests.integration.peers import Authority, ModelServer
 from tests.support import eventually, loaded
 
 TEXT = (Path(__file__).parents[2] / "docs" / "probes.md").read_text()
-SECTIONS = {part.split("`")[0]: part for part in TEXT.split("\n## `")[1:]}
+SECTIONS = {part.split("`")[0]: part.partition("\n## ")[0] for part in TEXT.split("\n## `")[1:]}
 HOSTS = {"hosts": {"gpu-01": {"address": "127.0.0.1", "shell": "local"}}}
 # Text in an example, and what stands for it here.
 Replaced = dict[str, str]

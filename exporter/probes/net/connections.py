@@ -147,12 +147,12 @@ async def connect(
     *,
     dial: DialOptions = DEFAULT_DIAL,
     tls: TlsSettings | None = None,
-    alpn: str | None = None,
+    alpn: tuple[str, ...] = (),
     filter_addresses: Callable[[list[str]], list[str]] | None = None,
 ) -> tuple[asyncio.Transport, P]:
     """Resolve, connect, and with `tls` perform the TLS handshake; record phases and certificate. Raises ProbeFailure.
 
-    TLS offers the protocol `alpn`. `filter_addresses` returns those of the resolved addresses that may be used, or
+    TLS offers the protocols `alpn`. `filter_addresses` returns those of the resolved addresses that may be used, or
     raises ProbeFailure.
     """
     context = ssl_context_for(tls, alpn) if tls else None

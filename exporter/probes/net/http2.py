@@ -27,12 +27,12 @@ HEADER_LIMIT = 16 * 1024  # bytes of headers as they are sent, and of each list 
 SETTINGS_LIMIT = 1024  # bytes of settings: h2 goes through all of them for each frame
 BODY_LIMIT = 8 * 1024  # bytes
 
-_FRAME_SIZE = 16 * 1024  # bytes: the smallest SETTINGS_MAX_FRAME_SIZE that the protocol allows
-_HEAD = 9  # bytes: length (3), type, flags, stream (4)
-_UNREAD_LIMIT = 4 * (_HEAD + _FRAME_SIZE)
-_DATA, _HEADERS, _SETTINGS, _PUSH_PROMISE, _GOAWAY, _CONTINUATION = 0, 1, 4, 5, 7, 9
+FRAME_SIZE = 16 * 1024  # bytes: the smallest SETTINGS_MAX_FRAME_SIZE that the protocol allows
+HEAD = 9  # bytes: length (3), type, flags, stream (4)
+_UNREAD_LIMIT = 4 * (HEAD + FRAME_SIZE)
+_DATA, _HEADERS, SETTINGS_FRAME, _PUSH_PROMISE, GOAWAY, _CONTINUATION = 0, 1, 4, 5, 7, 9
 _ACK = 1
-_STREAM = 1
+STREAM = 1
 
 
 class Http2Error(Exception):
@@ -110,20 +110,20 @@ class FrameReader(asyncio.Protocol):
 
     def _read_head(self) -> None:
         """Count the frame that begins with the unread bytes, if its head is complete. Raises Http2Error."""
-        head = bytes(self._unread[:_HEAD])
+        head = bytes(self._unread[:HEAD])
         if not self._frames:
             self._check_preface(head)
-        if len(head) < _HEAD:
+        if len(head) < HEAD:
             return
         length, kind = int.from_bytes(head[:3]), head[3]
         self._frames += 1
-        self._total += _HEAD + length
+        self._total += HEAD + length
         if kind in (_HEADERS, _PUSH_PROMISE, _CONTINUATION):
             self._headers += length
-        elif kind == _SETTINGS:
+        elif kind == SETTINGS_FRAME:
             self._settings += length
         for exceeded, limit in (
-            (length > _FRAME_SIZE, f"a frame of more than {_FRAME_SIZE} bytes"),
+            (length > FRAME_SIZE, f"a frame of more than {FRAME_SIZE} bytes"),
             (self._frames > FRAME_LIMIT, f"more than {FRAME_LIMIT} frames"),
             (self._total > TOTAL_LIMIT, f"more than {TOTAL_LIMIT} bytes"),
             (self._headers > HEADER_LIMIT, f"more than {HEADER_LIMIT} bytes of headers"),
@@ -131,11 +131,11 @@ class FrameReader(asyncio.Protocol):
         ):
             if exceeded:
                 raise Http2Error(f"received {limit}")
-        self._size = _HEAD + length
+        self._size = HEAD + length
 
     def _check_preface(self, head: bytes) -> None:
         """Check that the first frame has settings (RFC 9113, 3.4); its length is less than 65,536."""
-        if head[:1] in (b"", b"\0") and (len(head) < _HEAD or (head[3] == _SETTINGS and not head[4] & _ACK)):
+        if head[:1] in (b"", b"\0") and (len(head) < HEAD or (head[3] == SETTINGS_FRAME and not head[4] & _ACK)):
             return
         raise Http2Error(f"the answer is not HTTP/2: {quote_excerpt(bytes(self._unread), self._details)}")
 
@@ -147,16 +147,16 @@ async def send_request(
 
     `body` is at most a frame long. The caller closes the connection.
     """
-    connection = _create_connection()
+    connection = create_connection()
     connection.initiate_connection()
-    connection.send_headers(_STREAM, headers)
-    connection.send_data(_STREAM, body, end_stream=True)
+    connection.send_headers(STREAM, headers)
+    connection.send_data(STREAM, body, end_stream=True)
     transport.write(connection.data_to_send())
     response = Http2Response()
     while not response.ended:
         frame = await frames.next()
-        if frame[3] == _GOAWAY:
-            _check_goaway(frame)
+        if frame[3] == GOAWAY:
+            check_goaway(frame)
             continue  # h2 would refuse what is left of the response
         try:
             events = connection.receive_data(frame)
@@ -169,26 +169,28 @@ async def send_request(
     return response
 
 
-def _create_connection() -> H2Connection:
+def create_connection(header_limit: int = HEADER_LIMIT, window: int | None = None) -> H2Connection:
+    """Return a client's connection; `window` is how many bytes of a response may be sent before they are read."""
     connection = H2Connection(H2Configuration(client_side=True, header_encoding=None))
     settings = {
         SettingCodes.ENABLE_PUSH: 0,
         SettingCodes.MAX_CONCURRENT_STREAMS: 0,
-        SettingCodes.MAX_FRAME_SIZE: _FRAME_SIZE,
-        SettingCodes.MAX_HEADER_LIST_SIZE: HEADER_LIMIT,
+        SettingCodes.MAX_FRAME_SIZE: FRAME_SIZE,
+        SettingCodes.MAX_HEADER_LIST_SIZE: header_limit,
+        **({SettingCodes.INITIAL_WINDOW_SIZE: window} if window is not None else {}),
     }
     connection.local_settings = Settings(client=True, initial_values=settings)
-    connection.decoder.max_header_list_size = HEADER_LIMIT  # h2 applies the setting when the peer acknowledges it
+    connection.decoder.max_header_list_size = header_limit  # h2 applies the setting when the peer acknowledges it
     return connection
 
 
-def _check_goaway(frame: bytes) -> None:
+def check_goaway(frame: bytes) -> None:
     """Raise Http2Error unless the server still answers the request, as one that shuts down does (RFC 9113, 6.8)."""
-    payload = frame[_HEAD:]
+    payload = frame[HEAD:]
     last_stream, code = int.from_bytes(payload[:4]) & 0x7FFFFFFF, int.from_bytes(payload[4:8])
-    if code or last_stream < _STREAM:
+    if code or last_stream < STREAM:
         text = payload[8:200].decode("utf-8", "replace")
-        raise Http2Error(f"the server ended the connection: {_error_name(code)}{f' ({text})' if text else ''}")
+        raise Http2Error(f"the server ended the connection: {error_name(code)}{f' ({text})' if text else ''}")
 
 
 def _apply(event: Event, response: Http2Response) -> None:
@@ -201,7 +203,7 @@ def _apply(event: Event, response: Http2Response) -> None:
         if len(response.body) > BODY_LIMIT:
             raise Http2Error(f"the response is longer than {BODY_LIMIT} bytes")
     elif isinstance(event, StreamReset):
-        raise Http2Error(f"the server reset the stream: {_error_name(int(event.error_code or 0))}")
+        raise Http2Error(f"the server reset the stream: {error_name(int(event.error_code or 0))}")
     elif isinstance(event, StreamEnded):
         response.ended = True
 
@@ -210,5 +212,5 @@ def _decode(text: bytes | str) -> str:
     return text.decode("utf-8", "replace") if isinstance(text, bytes) else text
 
 
-def _error_name(code: int) -> str:
+def error_name(code: int) -> str:
     return next((each.name for each in ErrorCodes if each == code), f"error {code}")

@@ -16,6 +16,7 @@ from exporter.probes.net import redirects
 from exporter.probes.net.connections import connect, find_handshake_alert, server_name_of, start_tls
 from exporter.probes.net.content_encoding import decode_body
 from exporter.probes.net.cookies import Cookies
+from exporter.probes.net.http2 import ALPN
 from exporter.probes.net.http_request import (
     HttpProxy,
     HttpRequest,
@@ -35,6 +36,7 @@ TOKEN_LIMIT = 64 * 1024  # characters
 LONG_BODY = 128 * 1024  # bytes; a longer body is checked in a thread
 OnBody = Callable[[HttpResponseReader, bytes], None]
 PacedReader = PacedProtocol[HttpResponseReader]
+_ALPN = (ALPN, "http/1.1")  # both also where HTTP/2 is wanted: the error is clearer than that of the handshake
 _TLS_OF_CONFIGURED_ORIGIN = {"server_name": None, "cert_file": None, "key_file": None}
 
 
@@ -200,7 +202,10 @@ async def _exchange(
 
     def create_reader() -> PacedReader:
         reader = HttpResponseReader(request.method, options.max_body, details, on_body, strict=options.strict)
-        return PacedProtocol(reader)
+        paced = PacedProtocol(reader)
+        if _may_use_http2(options, request):
+            paced.set_paused(paused=True)  # until it is known which version the server has chosen
+        return paced
 
     def filter_addresses(addresses: list[str]) -> list[str]:
         if redirected_from is None:
@@ -219,13 +224,14 @@ async def _exchange(
             details,
             dial=options,
             tls=tls if request.secure else None,
+            alpn=_ALPN if _may_use_http2(options, request) else (),
             filter_addresses=filter_addresses,
         )
     reader = paced.protocol
     peer = request.host if request.proxy is not None else str(transport.get_extra_info("peername")[0])
     sent = time.perf_counter()
     try:
-        transport.write(request.data)
+        _send(request, options, transport, paced)
         failure = await reader.done
     finally:
         transport.abort()
@@ -234,18 +240,49 @@ async def _exchange(
         details.add_phase("processing", (first_byte or ended) - sent)
         if first_byte is not None:
             details.add_phase("transfer", ended - first_byte)
-    if reader.status:
-        details.gauges["service_http_status_code"] = reader.status
-        details.gauges["service_http_version"] = float(reader.version)
-        details.gauges["service_http_body_bytes"] = reader.body_size
-        details.evidence["headers"] = reader.headers
-        details.evidence["body"] = bytes(reader.body[:EXAMINED])
+    _record(reader, details)
     if failure is not None:
         if first_byte is None and request.secure and request.proxy is None:
             server_name = server_name_of(tls, request.host)
             failure = await find_handshake_alert(peer, request.port, server_name, tls, options) or failure
         raise failure
     return reader, peer
+
+
+def _record(reader: HttpResponseReader, details: ProbeDetails) -> None:
+    if reader.status:
+        details.gauges["service_http_status_code"] = reader.status
+        details.gauges["service_http_version"] = float(reader.version)
+        details.gauges["service_http_body_bytes"] = reader.body_size
+        details.evidence["headers"] = reader.headers
+        details.evidence["body"] = bytes(reader.body[:EXAMINED])
+
+
+def _may_use_http2(options: HttpRequestOptions, request: HttpRequest) -> bool:
+    return options.version != "1.1" and request.proxy is None
+
+
+def _send(request: HttpRequest, options: HttpRequestOptions, transport: asyncio.Transport, paced: PacedReader) -> None:
+    """Send the request in the version of HTTP that the server has chosen. Raises ProbeFailure."""
+    if not _may_use_http2(options, request):
+        transport.write(request.data)
+        return
+    if _has_chosen_http2(request, options, transport):
+        paced.protocol.use_http2(transport.write).send(request.http2_headers, request.body)
+    else:
+        transport.write(request.data)
+    paced.set_paused(paused=False)
+
+
+def _has_chosen_http2(request: HttpRequest, options: HttpRequestOptions, transport: asyncio.Transport) -> bool:
+    """Whether HTTP/2 is used: without TLS, only if the server is known to speak it. Raises ProbeFailure."""
+    is_wanted: bool = options.version == "2"
+    if not request.secure:
+        return is_wanted
+    is_chosen: bool = transport.get_extra_info("ssl_object").selected_alpn_protocol() == ALPN
+    if is_wanted and not is_chosen:
+        raise ProbeFailure("protocol", "the server does not offer HTTP/2")
+    return is_chosen
 
 
 async def _connect_through_proxy(

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import quote
 
-from pydantic import AfterValidator, Field, PrivateAttr, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, SecretStr, field_validator, model_validator
 from yarl import URL
 
 from exporter.probes.expectations import quote_excerpt
@@ -136,6 +136,10 @@ class UploadedFile(ChoiceModel):
             self._version = (stat.st_mtime_ns, stat.st_size)
 
 
+def _version_as_text(value: object) -> object:
+    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
 class HttpRequestOptions(DialOptions):
     """The options that all HTTP probes share."""
 
@@ -146,7 +150,16 @@ class HttpRequestOptions(DialOptions):
     tls: ProbeTls = ProbeTls()
     proxy: HttpProxy | None = None
     strict: bool = False
+    version: Annotated[
+        Literal["1.1", "2", "auto"], BeforeValidator(_version_as_text, json_schema_input_type=str | float)
+    ] = "1.1"
     max_body: Size = 10 * 1024 * 1024
+
+    @model_validator(mode="after")
+    def _check_version(self) -> "HttpRequestOptions":
+        if self.version == "2" and self.proxy is not None:
+            raise ValueError('version: "2" cannot be used through a proxy')
+        return self
 
     @property
     def request_url(self) -> str:
@@ -319,6 +332,20 @@ class HttpRequest:
             lines.append(f"Content-Length: {len(body)}")
         lines.append("Connection: close")
         self.data = "\r\n".join([*lines, "", ""]).encode() + body
+
+    @property
+    def http2_headers(self) -> list[tuple[str, str]]:
+        """The headers of the request in HTTP/2 (RFC 9113, 8.3.1)."""
+        authority = self.host_header or without_zone(self.url.host_port_subcomponent or "")
+        length = [("content-length", f"{len(self.body)}")] if self.body else []
+        return [
+            (":method", self.method),
+            (":scheme", self.url.scheme),
+            (":authority", authority),
+            (":path", request_target(self.written_url)),
+            *((name.lower(), value) for name, value in self.headers.items() if name.lower() != "host"),
+            *length,
+        ]
 
     def redirected(self, status: int, location: str, details: ProbeDetails) -> "HttpRequest":
         """Return the request that follows a redirect (RFC 9110, 15.4). Raises ProbeFailure.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import httptools
 
 from exporter.probes.expectations import quote_excerpt
+from exporter.probes.net.http2_parser import Http2Parser
 from exporter.probes.net.tolerant_parser import TolerantResponseParser
 from exporter.results import ProbeDetails, ProbeFailure
 
@@ -67,10 +68,19 @@ class HttpResponseReader(asyncio.Protocol):
         self._body_received = False  # in the last call of data_received()
         self._has_length = False  # whether the headers determine where the body ends
         self.version = ""
-        self._parser = httptools.HttpResponseParser(self) if strict else TolerantResponseParser(self)
+        self._is_http2 = False
+        self._parser: httptools.HttpResponseParser | TolerantResponseParser | Http2Parser = (
+            httptools.HttpResponseParser(self) if strict else TolerantResponseParser(self)
+        )
+
+    def use_http2(self, write: Callable[[bytes], None]) -> Http2Parser:
+        """Read the response as HTTP/2, before anything was received; return what sends the request."""
+        parser = Http2Parser(self, write)
+        self._parser, self._is_http2 = parser, True
+        return parser
 
     def data_received(self, data: bytes) -> None:
-        if self.first_byte is None:
+        if self.first_byte is None and not self._is_http2:  # which begins with settings
             self.first_byte = time.perf_counter()
         if self.done.done():
             return
@@ -116,7 +126,9 @@ class HttpResponseReader(asyncio.Protocol):
             self.headers.clear()
             return
         self.status = status
-        self._has_length = any(
+        if self.first_byte is None:
+            self.first_byte = time.perf_counter()
+        self._has_length = self._is_http2 or any(
             name == "content-length" or (name == "transfer-encoding" and "chunked" in value.lower())
             for name, value in self.headers
         )

@@ -65,7 +65,7 @@ class ProbeTls(TlsSettings):
 
 
 @lru_cache(maxsize=1024)
-def _create_ssl_context(key: ContextKey, _files: tuple[FileVersion, ...], alpn: str | None) -> ssl.SSLContext:
+def _create_ssl_context(key: ContextKey, _files: tuple[FileVersion, ...], alpn: tuple[str, ...]) -> ssl.SSLContext:
     """Create a client context. Cached, since loading the system's root certificates is slow."""
     context = create_client_context(
         str(key.ca_file) if key.ca_file else None, LEGACY if key.has_legacy_ciphers else None
@@ -83,7 +83,7 @@ def _create_ssl_context(key: ContextKey, _files: tuple[FileVersion, ...], alpn: 
     if key.legacy:
         context.options |= OP_LEGACY_SERVER_CONNECT
     if alpn:
-        context.set_alpn_protocols([alpn])
+        context.set_alpn_protocols(alpn)
     return context
 
 
@@ -97,8 +97,8 @@ def key_of(tls: TlsSettings) -> ContextKey:
     return (tls if isinstance(tls, ProbeTls) else ProbeTls.model_validate(tls.model_dump())).context_key
 
 
-def ssl_context_for(tls: TlsSettings, alpn: str | None = None) -> ssl.SSLContext:
-    """Return the SSL context for a probe's `tls` options; it offers the protocol `alpn`. Raises ProbeFailure.
+def ssl_context_for(tls: TlsSettings, alpn: tuple[str, ...] = ()) -> ssl.SSLContext:
+    """Return the SSL context for a probe's `tls` options; it offers the protocols `alpn`. Raises ProbeFailure.
 
     Files are read again once they have changed.
     """
