@@ -22,6 +22,11 @@ class RemediatorMetrics(ProgramMetrics):
             "Alerts that Alertmanager left out of its webhooks (max_alerts).",
             registry=registry,
         )
+        self.refused_alerts = Counter(
+            "defib_remediator_alerts_refused",
+            "Alerts that were not stored because too many are open.",
+            registry=registry,
+        )
         self.refusals = Counter(
             "defib_remediator_webhook_refusals", "Refused webhooks, by HTTP status.", ["code"], registry=registry
         )

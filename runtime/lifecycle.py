@@ -126,6 +126,10 @@ async def serve(
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    async def watch_web_configuration() -> None:
+        await web_config.run(metrics.record_web_reload)
+
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     runner = web.AppRunner(app, shutdown_timeout=2.0, handle_signals=False, handler_cancellation=ends_with_client)
@@ -136,7 +140,7 @@ async def serve(
         async with asyncio.TaskGroup() as group:
             running = [
                 group.create_task(_run(task), name=getattr(task, "__name__", name))
-                for task in (metrics.measure_event_loop_lag, web_config.run, *tasks)
+                for task in (metrics.measure_event_loop_lag, watch_web_configuration, *tasks)
             ]
             if reload is not None:
                 loop.add_signal_handler(signal.SIGHUP, lambda: group.create_task(_reload_logged(reload), name="reload"))

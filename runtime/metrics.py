@@ -19,9 +19,10 @@ class ProgramMetrics:
         self.registry = CollectorRegistry()
         build = Gauge("defib_build_info", "The running version; always 1.", ["version"], registry=self.registry)
         build.labels(VERSION).set(1)
+        self._is_loaded = self._is_web_loaded = True
         self._reload_ok = Gauge(
             "defib_config_last_reload_successful",
-            "Whether the last load or reload of the configuration succeeded.",
+            "Whether the last load or reload of the configuration succeeded, and that of the web configuration.",
             registry=self.registry,
         )
         self._reload_at = Gauge(
@@ -69,9 +70,15 @@ class ProgramMetrics:
             self._refused_requests.labels(str(status)).inc()
 
     def record_reload(self, *, successful: bool) -> None:
-        self._reload_ok.set(int(successful))
+        self._is_loaded = successful
+        self._reload_ok.set(int(self._is_loaded and self._is_web_loaded))
         if successful:
             self._reload_at.set(time.time())
+
+    def record_web_reload(self, *, successful: bool) -> None:
+        """Record whether the web configuration (`--web.config.file`) could be read again."""
+        self._is_web_loaded = successful
+        self._reload_ok.set(int(self._is_loaded and self._is_web_loaded))
 
     async def measure_event_loop_lag(self) -> None:
         """Measure for ever by how much the event loop is late.

@@ -11,11 +11,29 @@ from runtime.secret_forms import list_forms
 MASK = "***"
 MIN_SECRET_LENGTH = 6  # masking every "prod" would make text unreadable
 _PATTERN_MEMORY = 64 << 20  # bytes for a pattern of some hundred thousand starts
+_NAMES = (
+    r"passw(?:or)?d|passphrase|secret(?:[_-]?access)?(?:[_-]?key)?|token|"
+    r"(?:api|access|account|private|signing|encryption)[_-]?key"
+)
+_VALUE = r"(?:(?<=\")(?:\\.|[^\"\\\r\n])+|(?<=')[^'\r\n]+|[^\s\"'&,;]+)"  # in quotes, or one word
 _CREDENTIAL = re.compile(
-    r"((?:passw(?:or)?d|secret(?:[_-]?access)?(?:[_-]?key)?|token|(?:api|access|private)[_-]?key|authorization)"
-    r"[\"']?\s{0,3}[=:]\s{0,3}[\"']?(?:(?:basic|bearer)\s{1,3})?)[^\s\"'&,;]+"
+    # `pass: 12` counts tests, `pass: ok` is a result, and PWD=/home is a folder.
+    rf"((?:{_NAMES}|authorization|(?<![a-z])pass(?!\W{{1,5}}(?:\d{{1,4}}|true|false|yes|no|ok)\b)|(?<![a-z])pwd(?!=/))"
+    rf"[\"']?\s{{0,3}}[=:]\s{{0,3}}[\"']?(?:(?:basic|bearer)\s{{1,3}})?){_VALUE}"
     r"|(cookie[\"']?\s{0,3}:\s{0,3}[\"']?)[^\r\n\"']+",
     re.IGNORECASE,
+)
+# `--password X`, but not "--password is required"; `curl -u USER:X`, but not `docker run -u 1000:1000`.
+_ARGUMENT = re.compile(
+    rf"(--[\w-]{{0,30}}?(?:{_NAMES}|pass|pwd)\s{{1,3}}[\"']?)"
+    r"(?!-|(?:is|was|must|needs?|requires?|or|and|not|cannot|has|to|for|from|in|of|on|with|option|argument|flag)\b)"
+    rf"{_VALUE}|(\bsshpass\s{{1,3}}-p\s{{0,3}}[\"']?){_VALUE}"
+    rf"|((?:\s|^)(?:-u|-U|--user|--proxy-user)[\s=]{{0,3}}[^\s:\"'/]{{1,100}}:)(?!\d+(?:\s|$)){_VALUE}"
+    r"|((?:\s|^)(?:-u|-U|--user|--proxy-user)[\s=]{0,3}[\"'][^:\"'\r\n]{1,100}:)[^\"'\r\n]+"
+)
+_PRIVATE_KEY = re.compile(r"(-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----)(?:(?!-----END)[\s\S])+")
+_KNOWN_TOKEN = re.compile(
+    r"\b(gh[pousr]_|github_pat_|glpat-|xox[abeprs]-|sk-(?:ant-|proj-)?|hooks\.slack\.com/services/)[\w/-]{16,}"
 )
 _WEB_TOKEN = re.compile(r"\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*")  # a JSON web token
 _UUID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -35,14 +53,23 @@ def _has(pattern: Any, text: str) -> bool:
     return pattern.search(text.encode("utf-8", "surrogatepass")) is not None
 
 
-_CREDENTIAL_START = _compile(b"(?i)passw|secret|token|(?:api|access|private)[_-]?key|authorization|cookie|eyj|://")
+_CREDENTIAL_START = _compile(
+    b"(?i)pass|pwd|secret|token|key|authorization|cookie|eyj|://|-u|--user|--proxy-user"
+    b"|gh[pousr]_|github_pat_|glpat-|xox[abeprs]-|sk-"
+)
 
 
 def mask_credentials(text: str) -> str:
-    """Replace what looks like a credential in output of programs: `password=…`, `Cookie: …`, `://user:…@`, `eyJ….…`."""
+    """Replace what looks like a credential in output of programs.
+
+    Such as `password=…`, `--password …`, `curl -u user:…`, `Cookie: …`, `://user:…@`, `eyJ….…` and private keys.
+    """
     if not text or not _has(_CREDENTIAL_START, text):
         return text
-    for pattern, mask in ((_CREDENTIAL, rf"\1\2{MASK}"), (_USER_INFO, rf"\1{MASK}"), (_WEB_TOKEN, MASK)):
+    for pattern, mask in (
+        (_PRIVATE_KEY, rf"\1{MASK}"), (_ARGUMENT, rf"\1\2\3\4{MASK}"), (_CREDENTIAL, rf"\1\2{MASK}"),
+        (_USER_INFO, rf"\1{MASK}"), (_WEB_TOKEN, MASK), (_KNOWN_TOKEN, rf"\1{MASK}"),
+    ):  # fmt: skip
         text = pattern.sub(mask, text)
     return text
 

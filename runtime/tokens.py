@@ -46,6 +46,8 @@ class ConfiguredToken:
 
 def _read_regular(path: Path, what: str, size: int) -> tuple[os.stat_result, bytes]:
     """Return the status of a file and its first bytes. Raises OSError, and TokenError unless it is a regular file."""
+    if "\0" in str(path):
+        raise TokenError(f"the path of the {what} {str(path)!r} must not contain NUL")
     # Opening a FIFO would wait for somebody who writes to it.
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         status = os.fstat(file.fileno())

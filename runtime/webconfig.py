@@ -4,9 +4,11 @@ Format: https://prometheus.io/docs/prometheus/latest/configuration/https/
 """
 
 import asyncio
+import os
 import re
 import ssl
 import stat
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +34,17 @@ _MESSAGES = {
     "dict_type": "must be a map",
     "string_type": "must be text, in quotes",
 }
+# What PyYAML raises for a value that does not have the form of its type, such as the date 2026-13-45.
+_INVALID_VALUES = (ValueError, LookupError, AttributeError, OverflowError, TypeError)
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # a token of RFC 9110, 5.6.2
+_HEADER_VALUE = re.compile(r"[!-~](?:[\t -~]*[!-~])?|")
+# Those that say how a response is to be read: with others of them, clients could read no response.
+_OWN_HEADERS = frozenset(
+    {
+        "connection", "content-encoding", "content-length", "content-type", "keep-alive", "location", "set-cookie",
+        "te", "trailer", "transfer-encoding", "upgrade", "www-authenticate",
+    }
+)  # fmt: skip
 _VERSIONS = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
 
 
@@ -67,6 +80,18 @@ class TlsServer(_WebConfigModel):
 
 class HttpServer(_WebConfigModel):
     headers: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("headers")
+    @classmethod
+    def _check_headers(cls, headers: dict[str, str]) -> dict[str, str]:
+        for name, value in headers.items():
+            if _HEADER_NAME.fullmatch(name) is None:
+                raise ValueError(f"{name!r} is not the name of a header")
+            if name.lower() in _OWN_HEADERS:
+                raise ValueError(f"{name} is set by Defib")
+            if _HEADER_VALUE.fullmatch(value) is None:
+                raise ValueError(f"the value of {name} must be one line of printable ASCII characters, not {value!r}")
+        return headers
 
 
 class WebConfig(_WebConfigModel):
@@ -108,10 +133,11 @@ class WebConfig(_WebConfigModel):
         context.minimum_version = _VERSIONS[tls.min_version]
         restrict_key_exchange(context)
         try:
-            context.load_cert_chain(tls.cert_file, tls.key_file)
+            # Without a password, OpenSSL would ask for that of an encrypted key at the terminal.
+            context.load_cert_chain(tls.cert_file, tls.key_file, password="")
             if tls.client_ca_file:
                 context.load_verify_locations(tls.client_ca_file)
-        except (OSError, ssl.SSLError) as error:
+        except (OSError, ValueError) as error:
             raise StartError(f"web configuration: cannot load the certificate {tls.cert_file}: {error}") from error
         if tls.client_auth_type == "RequireAndVerifyClientCert":
             context.verify_mode = ssl.CERT_REQUIRED
@@ -121,9 +147,19 @@ class WebConfig(_WebConfigModel):
 
 
 def _require_regular(path: Path) -> None:
-    """Raise StartError if reading the file could last for ever, as that of a FIFO or a device."""
-    if path.exists() and not path.is_file():
+    """Raise StartError unless it is a file; to read a FIFO or a device could last for ever."""
+    if not stat.S_ISREG(_read_status(path).st_mode):
         raise StartError(f"web configuration: {path} is not a regular file")
+
+
+def _read_status(path: Path) -> os.stat_result:
+    """Return the status of a file. Raises StartError."""
+    try:
+        return path.stat()
+    except OSError as error:
+        raise StartError(f"web configuration: cannot read {path}: {error.strerror}") from error
+    except ValueError as error:  # a path with a NUL
+        raise StartError(f"web configuration: cannot read {str(path)!r}: {error}") from error
 
 
 def _format_error(error: ErrorDetails) -> str:
@@ -134,11 +170,14 @@ def _format_error(error: ErrorDetails) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses duplicate keys: the later one would silently replace the roles of all users, for example."""
+    """Refuses keys that are lists or maps, and duplicate ones: the later one would silently replace all roles."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                problem = "a key must be text; one that starts with { or [ must be in quotes"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value!r}", key.start_mark)
             seen.add(str(key.value))
@@ -146,8 +185,8 @@ class _Loader(yaml.SafeLoader):
 
 
 def describe_exposure(path: Path) -> str:
-    """Return who else can read or change the web configuration; empty if nobody can."""
-    mode = stat.S_IMODE(path.stat().st_mode)
+    """Return who else can read or change the web configuration; empty if nobody can. Raises StartError."""
+    mode = stat.S_IMODE(_read_status(path).st_mode)
     if mode & 0o022:
         return f"{path} has mode {mode:04o}: others can change it, and make themselves admin; run chmod go-w on it"
     if mode & 0o004:
@@ -165,7 +204,7 @@ def load(path: Path | None) -> WebConfig:
     except OSError as error:
         raise StartError(f"web configuration: cannot read {path}: {error.strerror}") from error
     try:
-        config = WebConfig.model_validate(yaml.load(source, _Loader) or {})  # noqa: S506 - a safe loader
+        config = _parse(source)
     except yaml.YAMLError as error:
         line, cause = explain_yaml_error(source, error)
         raise StartError(f"{path}:{line}: invalid YAML: {cause}") from error
@@ -174,12 +213,36 @@ def load(path: Path | None) -> WebConfig:
     except ValidationError as error:
         problems = "; ".join(map(_format_error, error.errors()))
         raise StartError(f"{path}: {problems}") from None
-    except ValueError as error:  # of PyYAML, such as for the date 2026-13-45
+    except _INVALID_VALUES as error:
         raise StartError(f"{path}: invalid YAML: {error}") from error
+    if config is None:
+        raise StartError(f"{path} is empty; for no users and no TLS, write {{}}")
     if (tls := config.tls_server_config) is None:
         return config
     absolute = {name: path.parent / value for name, value in tls if isinstance(value, Path)}
     return config.model_copy(update={"tls_server_config": tls.model_copy(update=absolute)})
+
+
+_State = list[tuple[int, int, int] | None]
+
+
+def _protections(config: WebConfig) -> set[str]:
+    """Return the names of what protects a server, and must not end because of a file that is written in part."""
+    tls = config.tls_server_config
+    present = {
+        "tls_server_config": tls is not None,
+        "client_auth_type: RequireAndVerifyClientCert": (
+            tls is not None and tls.client_auth_type == "RequireAndVerifyClientCert"
+        ),
+        "users in basic_auth_users": bool(config.basic_auth_users),
+    }
+    return {name for name, is_present in present.items() if is_present}
+
+
+def _parse(source: bytes) -> WebConfig | None:
+    """Return the configuration, or None if there is none in the file, as while it is written."""
+    value = yaml.load(source, _Loader)  # noqa: S506 - a safe loader
+    return None if value is None else WebConfig.model_validate(value)
 
 
 class WebConfigFile:
@@ -191,26 +254,38 @@ class WebConfigFile:
         self._tls_files = _list_tls_files(self.config)
         self.tls = self.config.ssl_context()
         self._users = self._find_users(self.config)
-        self._state = self._read_state()
+        self._state = self._last_state = self._read_state()
 
     @property
     def users(self) -> WebUsers:
         return self._users
 
-    async def run(self) -> None:
-        """Read the file again after each change, until cancelled. An invalid file changes nothing."""
+    async def run(self, record: Callable[..., None]) -> None:
+        """Check the file until cancelled; `record` is called with whether a reload was `successful`."""
         while self._path is not None:
             await asyncio.sleep(CHECK_EVERY)
-            state = await asyncio.to_thread(self._read_state)
-            if state == self._state:
-                continue
+            await self.check(record)
+
+    async def check(self, record: Callable[..., None]) -> None:
+        """Read the file again after a change. An invalid file changes nothing.
+
+        It must be the same at two checks, since many programs empty a file before they write it.
+        """
+        state, last = await asyncio.to_thread(self._read_state), self._last_state
+        self._last_state = state
+        if state == self._state or state != last:
+            return
+        try:
+            is_complete = await asyncio.to_thread(self._load, state)
+        except StartError as error:
+            log.error("web_configuration_refused", error=str(error), effect="the previous one stays in force")  # noqa: TRY400
             self._state = state
-            try:
-                await asyncio.to_thread(self._load)
-            except StartError as error:
-                log.error("web_configuration_refused", error=str(error), effect="the previous one stays in force")  # noqa: TRY400
-                continue
+            record(successful=False)
+            return
+        if is_complete:
+            self._state = state
             log.info("web_configuration_reloaded", users=len(self.config.basic_auth_users))
+            record(successful=True)
 
     def _find_users(self, config: WebConfig) -> WebUsers:
         exposed = describe_exposure(self._path) if self._path is not None else ""
@@ -218,13 +293,24 @@ class WebConfigFile:
             log.warning("web_configuration_exposed", problem=exposed)
         return replace(config.users, exposed=exposed)
 
-    def _load(self) -> None:
+    def _load(self, state: _State) -> bool:
+        """Apply the file; False if the files changed after `state`. Raises StartError."""
         config = load(self._path)
+        if self._read_state() != state:
+            return False
         # Also those of a configuration that is refused: a certificate may arrive after the file that names it.
         self._tls_files = _list_tls_files(config)
+        self._refuse_loss(config)
         self.tls, self.config, self._users = config.ssl_context(), config, self._find_users(config)
+        return True
 
-    def _read_state(self) -> list[tuple[int, int, int] | None]:
+    def _refuse_loss(self, config: WebConfig) -> None:
+        """Raise StartError if a configuration protects less: it is more likely a mistake than meant."""
+        lost = sorted(_protections(self.config) - _protections(config))
+        if lost:
+            raise StartError(f"{self._path} has no {lost[-1]} any more; if that is meant, restart the program")
+
+    def _read_state(self) -> _State:
         """Return what identifies the present content of the files."""
         return [_identify(path) for path in (self._path, *self._tls_files) if path is not None]
 
@@ -237,6 +323,6 @@ def _list_tls_files(config: WebConfig) -> list[Path | None]:
 def _identify(path: Path) -> tuple[int, int, int] | None:
     try:
         status = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # there is none, or its path has a NUL
         return None
     return status.st_ino, status.st_mtime_ns, status.st_size

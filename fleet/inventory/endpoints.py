@@ -94,6 +94,8 @@ class ChoiceModel(ConfigModel):
 def _path(value: object) -> object:
     if not isinstance(value, TextWithBase):
         return value
+    if "\0" in value:
+        raise ValueError(f"{str(value)!r} must not contain NUL")
     try:
         return value.base / Path(value).expanduser()
     except RuntimeError as error:

@@ -44,7 +44,7 @@ def add_routes(app: web.Application, engine: Engine, database: Database, metrics
     async def receive(request: web.Request) -> web.Response:
         try:
             payload = await parse_body(parse_webhook, await _read_body(request))
-            await _store(database, payload)
+            refused = await _store(database, payload)
         except InvalidPayloadError as error:
             raise ApiError(400, "not_a_delivery", str(error)) from error
         except (web.HTTPRequestEntityTooLarge, PayloadTooLargeError) as error:
@@ -56,6 +56,7 @@ def add_routes(app: web.Application, engine: Engine, database: Database, metrics
         except StorageError as error:
             raise ApiError(503, "not_stored", "cannot store the alerts; send them again") from error
         _count(payload)
+        _count_refused(metrics, refused)
         if payload.truncated:
             engine.reconcile_soon()
         # An alert of a host concerns every service that runs there.
@@ -80,11 +81,22 @@ def add_routes(app: web.Application, engine: Engine, database: Database, metrics
     add_route(app, "POST", WEBHOOK_PATH, receive, AccessRequirement.WEBHOOK)
 
 
-async def _store(database: Database, payload: WebhookPayload) -> None:
-    """Store the alerts. Raises StorageError; then all are sent again, and some are received twice."""
+def _count_refused(metrics: RemediatorMetrics, refused: int) -> None:
+    if refused:
+        metrics.refused_alerts.inc(refused)
+        limited_log.warning("alertmanager_webhook_alerts_refused", alerts=refused, cause="too many alerts are open")
+
+
+async def _store(database: Database, payload: WebhookPayload) -> int:
+    """Store the alerts; returns how many were refused because too many are open.
+
+    Raises StorageError; then all are sent again, and some are received twice.
+    """
+    refused = 0
     for start in range(0, max(len(payload.alerts), 1), STORED_TOGETHER):
         alerts = payload.alerts[start : start + STORED_TOGETHER]
-        await database.write_with_priority(intake.receive_alerts, alerts, payload.receiver)
+        refused += await database.write_with_priority(intake.receive_alerts, alerts, payload.receiver)
+    return refused
 
 
 async def _read_body(request: web.Request) -> bytes:

@@ -9,6 +9,7 @@ from fleet.inventory.model import HostAlert, Inventory
 from fleet.inventory.notify import NotificationKind
 from remediator.clients.alerts import WATCHDOG, Alert
 from remediator.incidents import resolution
+from remediator.incidents.alert_limits import AlertLimits
 from remediator.incidents.alert_starts import add_received_copy, normalize_starts_at, read_starts
 from remediator.incidents.lifecycle import begin_outage, is_muted, mute_if_stopped, open_or_create
 from remediator.incidents.timeline import add_event
@@ -41,18 +42,21 @@ _SET_FIRING = (
 )  # fmt: skip
 
 
-def receive_alerts(tx: Transaction, received: Sequence[Alert], receiver: str = "") -> None:
+def receive_alerts(tx: Transaction, received: Sequence[Alert], receiver: str = "") -> int:
     """Store the alerts of a webhook, open or update incidents, and add notifications. Idempotent.
 
-    `receiver` is the Alertmanager receiver that sent it.
+    `receiver` is the Alertmanager receiver that sent it. Returns how many alerts were refused because too many are
+    open.
     """
+    limits = AlertLimits(tx)
     if receiver:
         _store_receiver(tx, receiver)
     for alert in received:
         if alert.name != WATCHDOG:
-            _receive_alert(tx, alert)
+            _receive_alert(tx, alert, limits)
         else:
             timestamps.put(tx, "watchdog" if alert.status == "firing" else "watchdog-resolved", tx.now)
+    return limits.refused
 
 
 def _store_receiver(tx: Transaction, receiver: str) -> None:
@@ -68,19 +72,19 @@ def known_receivers(tx: Transaction) -> dict[str, float]:
     return {name: at for name, at in names.items() if tx.now - at < RECEIVER_EXPIRES}
 
 
-def _receive_alert(tx: Transaction, alert: Alert) -> None:
+def _receive_alert(tx: Transaction, alert: Alert, limits: AlertLimits) -> None:
     start = normalize_starts_at(alert.starts_at)
     latest, *earlier = recent_alerts(tx, alert.fingerprint)
     if latest is None or start not in read_starts(latest):
         if latest is not None and is_copy_of_earlier(tx, alert, start, earlier):
             return
         if latest is None or latest.status == "resolved":
-            add_alert(tx, alert, start)
+            add_alert(tx, alert, start, limits)
             return
     if latest.status == "firing":
         _update_firing(tx, latest, alert, start)
     elif alert.status == "firing":
-        _fire_after_end(tx, latest, start)
+        _fire_after_end(tx, latest, start, limits)
     elif latest.doubted_at is not None:
         set_doubt(tx, latest, add_received_copy(read_starts(latest), start, alert.status))
 
@@ -99,8 +103,10 @@ def is_copy_of_earlier(tx: Transaction, alert: Alert, start: str, earlier: Seque
     )
 
 
-def add_alert(tx: Transaction, alert: Alert, start: str) -> None:
-    """Store a new alert; if it is firing, open an incident and notify."""
+def add_alert(tx: Transaction, alert: Alert, start: str, limits: AlertLimits) -> bool:
+    """Store a new alert; if it is firing, open an incident and notify. False if too many are open."""
+    if alert.status == "firing" and not limits.take_place(alert.name, alert.labels):
+        return False
     values = {
         "fingerprint": alert.fingerprint,
         "starts_at": alert.starts_at,
@@ -118,6 +124,7 @@ def add_alert(tx: Transaction, alert: Alert, start: str) -> None:
     row = tx.execute(_INSERT, values).one()
     if alert.status == "firing":
         set_firing(tx, row)
+    return True
 
 
 def _update_firing(tx: Transaction, row: Row[Any], alert: Alert, start: str) -> None:
@@ -136,14 +143,14 @@ def _update_firing(tx: Transaction, row: Row[Any], alert: Alert, start: str) -> 
         set_firing(tx, row)  # its service or its runbook was added to the inventory since
 
 
-def _fire_after_end(tx: Transaction, row: Row[Any], start: str) -> None:
+def _fire_after_end(tx: Transaction, row: Row[Any], start: str, limits: AlertLimits) -> None:
     """Take a firing copy of a resolved alert: a late copy, or the alert fires again with the same start."""
     if row.resolved_by == "reconciliation":
         set_firing(tx, row, start)
     elif is_remediation_alert(row, tx.inventory):
         # The exporter knows. Stored, so that a restart does not lose the question.
         set_doubt(tx, row, add_received_copy(read_starts(row), start, "firing"))
-    elif tx.now - row.last_seen >= LATE_COPY:
+    elif tx.now - row.last_seen >= LATE_COPY and limits.take_place(row.name, row.labels):
         set_firing(tx, row, start)
 
 

@@ -7,6 +7,7 @@ from sqlalchemy import Row, and_, select, update
 
 from remediator.clients.alerts import WATCHDOG, AlertList
 from remediator.incidents import resolution
+from remediator.incidents.alert_limits import AlertLimits
 from remediator.incidents.alert_starts import normalize_starts_at, read_starts
 from remediator.incidents.intake import (
     add_alert,
@@ -116,7 +117,7 @@ def add_listed(tx: Transaction, listing: AlertList, before: float) -> int:
     Returns how many: at most CHANGED_TOGETHER.
     """
     receivers = set(known_receivers(tx)) | listing.own_receivers or {DEFAULT_RECEIVER}
-    added, firing = 0, _firing_fingerprints(tx)
+    added, firing, limits = 0, _firing_fingerprints(tx), AlertLimits(tx)
     for alert in listing.active:
         if alert.name == WATCHDOG or alert.fingerprint in firing:
             continue  # a listed Watchdog does not show that webhooks arrive
@@ -128,8 +129,7 @@ def add_listed(tx: Transaction, listing: AlertList, before: float) -> int:
             and start not in read_starts(latest)
             and not is_copy_of_earlier(tx, alert, start, earlier)
         )
-        if is_new and not routed_to.isdisjoint(receivers):
-            add_alert(tx, alert, start)
+        if is_new and not routed_to.isdisjoint(receivers) and add_alert(tx, alert, start, limits):
             added += 1
             if added == CHANGED_TOGETHER:
                 break

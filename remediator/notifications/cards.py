@@ -49,8 +49,8 @@ class Button:
 class Card:
     """A title, lines, mentions and buttons.
 
-    `state`, `severity` and `colour` are those of the notification that the title shows. `more` is the text for lines
-    that were cut, with a place for their number. `mentions` are `all` and ids of users in the chat.
+    `state` is that of the notification that the title shows; `severity` and `colour` are the worst ones. `more` is the
+    text for lines that were cut, with a place for their number. `mentions` are `all` and ids of users in the chat.
     """
 
     title: str

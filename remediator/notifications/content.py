@@ -17,6 +17,7 @@ from remediator.notifications.outbox import Batch, QueuedNotification
 from remediator.policy.attempts import max_attempts, next_step, next_try_at
 from remediator.record import maintenance
 from remediator.record.automation import read_switch
+from remediator.record.notifications import severity_rank
 from remediator.record.schema import actions, alerts, incidents, timeline
 from remediator.record.situations import outage_began_at, read_action_history, read_counted_restarts
 from remediator.record.transaction import Transaction
@@ -84,6 +85,7 @@ class Notification:
     acknowledged: tuple[str, datetime] | None = None
     firing: Sequence[str] = ()
     incident: int | None = None
+    is_foreign: bool = False  # an alert of no service or host in the inventory
     is_of_host_alert: bool = False  # the incident is of a host's alert with runbooks
     is_of_stuck_agent: bool = False  # the incident is of an agent that is alive
     is_of_woken_agent: bool = False  # the incident is of an agent that is down, and is woken first
@@ -157,13 +159,23 @@ class Notification:
 
 
 def read_notifications(tx: Transaction, batch: Batch) -> list[Notification]:
-    """Return the content of a batch's notifications, as the record is now."""
+    """Return the content of a batch's notifications, as the record is now; in a summary, the most important first."""
     reader = _Reader(tx, ZoneInfo(tx.inventory.notify.timezone))
     notifications = [reader.read(queued) for queued in batch.notifications]
-    if batch.burst is not None and batch.form == "summary":
+    if batch.form == "summary":
+        notifications.sort(key=_importance)
+    if batch.burst is not None and not batch.burst.foreign and batch.form == "summary":
         digest = read_digest(tx, batch.channel, batch.burst)
         notifications[0] = replace(notifications[0], digest=digest if digest.total else None)
     return notifications
+
+
+def _importance(notification: Notification) -> tuple[bool, bool, int, bool]:
+    """Return what notifications of one message are ordered by: what lasts, what is of the inventory, then severity."""
+    return (
+        notification.has_ended, notification.is_foreign, severity_rank(notification.severity),
+        notification.is_up or notification.state == "alert",
+    )  # fmt: skip
 
 
 class _Reader:
@@ -234,7 +246,7 @@ class _Reader:
             urls = {name: url for name, url in urls.items() if name == "console"}
         return Notification(
             state=state, **common, since=self._local_time(began), duration=None if ended is None else ended - began,
-            open_for=max(0.0, self._now - began), incident=queued.incident_id,
+            open_for=max(0.0, self._now - began), incident=queued.incident_id, is_foreign=queued.is_foreign,
             acknowledged=self._acknowledgement(acknowledgeable),
             links=urls,
             buttons=self._alert_buttons(alert, acknowledgeable) if state != "alert_over" else {},

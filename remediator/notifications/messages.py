@@ -8,6 +8,7 @@ from remediator.notifications.cards import Button, ButtonStyle, Card, Colour
 from remediator.notifications.content import Notification, NotificationState
 from remediator.notifications.outbox import MessageForm
 from remediator.notifications.rendering import Templates
+from remediator.record.notifications import severity_rank
 
 # States in which a person may be needed.
 MENTIONING: frozenset[NotificationState] = frozenset(
@@ -27,6 +28,10 @@ _STATE_COLOURS: Mapping[NotificationState, Colour] = {
     "test": "blue", "watchdog_missing": "red", "watchdog_back": "green", "automation_off": "orange",
     "automation_on": "green", "report": "blue",
 }  # fmt: skip
+# From the most urgent one.
+_COLOUR_ORDER: Sequence[Colour] = (
+    "dark red", "red", "orange", "violet", "yellow", "blue", "light blue", "turquoise", "grey", "green",
+)  # fmt: skip
 _BUTTON_STYLES: Mapping[ButtonAction, ButtonStyle] = {
     "acknowledge": "primary", "restart": "danger", "automation": "danger",
 }  # fmt: skip
@@ -50,20 +55,24 @@ def render_card(
     words = templates.words
     if first.is_of_host_alert or first.is_of_stuck_agent:
         words = templates.host_alert_words if first.is_of_host_alert else templates.stuck_agent_words
-    lead = next((each for each in notifications if not each.has_ended), first)
+    lasting = [each for each in notifications if not each.has_ended] or [first]
     buttons = _links(first, form, words)
     if options is not None and options.has_buttons:
         buttons = [*_buttons(notifications, form, words, first_id, created_at), *buttons]
     return Card(
         templates.render_title(notifications, form),
-        lead.state,
-        lead.severity,
-        _STATE_COLOURS.get(lead.state) or _SEVERITY_COLOURS.get(lead.severity, "blue"),
+        lasting[0].state,
+        min((each.severity for each in lasting), key=severity_rank),
+        min(map(_colour, lasting), key=_COLOUR_ORDER.index),
         tuple(templates.render_body(notifications, form)),
         words["more"],
         () if options is None or is_update else tuple(_mentions(notifications, options)),
         tuple(buttons),
     )
+
+
+def _colour(notification: Notification) -> Colour:
+    return _STATE_COLOURS.get(notification.state) or _SEVERITY_COLOURS.get(notification.severity, "blue")
 
 
 def _mentions(notifications: Sequence[Notification], options: ChannelOptions) -> list[str]:

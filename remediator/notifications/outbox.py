@@ -9,17 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from sqlalchemy import Row, Select, and_, case, or_, select, update
+from sqlalchemy import Row, Select, and_, or_, select, update
 
 from fleet.inventory.notify import ChannelOptions, NotificationKind
 from remediator.notifications.bursts import DIGESTED, Burst, find_burst
-from remediator.record.notifications import SEVERITIES
+from remediator.record.notifications import SEVERITY_RANK, severity_rank
 from remediator.record.schema import deliveries, notifications
 from remediator.record.transaction import Transaction
 
 FOLD_OVER = 30  # pending notifications of a channel; if there are more, those of one kind are combined
 FOLD_FROM = 3
-ROW_LIMIT = 1000  # notifications that are considered at once, and that one message contains
+ROW_LIMIT = 1000  # notifications that are considered at once, and that one message contains; as many foreign alerts
 MessageForm = Literal["one", "group", "summary"]
 
 
@@ -37,6 +37,7 @@ class QueuedNotification:
     tries: int = 0
     card: bool = False
     version: int = 0
+    is_foreign: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,14 +74,19 @@ _CHOICE_COLUMNS = tuple(
     notifications.c[name]
     for name in (
         "id", "kind", "group_key", "severity", "incident_id", "not_before", "pending_since", "message_id", "message_at",
-        "tries", "card", "sent_with", "replacements", "alert_id",
+        "tries", "card", "sent_with", "replacements", "alert_id", "foreign_alert",
     )
 )  # fmt: skip
 # New messages before updates, then by severity, then the oldest.
-_RANK = case(
-    {name: rank for rank, name in enumerate(SEVERITIES)}, value=notifications.c.severity, else_=len(SEVERITIES)
-)
-_ORDER = (notifications.c.message_id.is_not(None), _RANK, notifications.c.pending_since, notifications.c.id)
+_ORDER = (notifications.c.message_id.is_not(None), SEVERITY_RANK, notifications.c.pending_since, notifications.c.id)
+
+
+@dataclass(frozen=True)
+class _WaitingDigest:
+    """The rows of which the next digest of a burst consists."""
+
+    burst: Burst
+    rows: Sequence[Row[Any]]
 
 
 def choose_batch(tx: Transaction, channel: str) -> Batch | float:
@@ -89,29 +95,49 @@ def choose_batch(tx: Transaction, channel: str) -> Batch | float:
     if known is None:
         return math.inf
     options = known.settings
-    is_pending = and_(notifications.c.channel == channel, notifications.c.state == "pending")
-    order = (notifications.c.not_before > tx.now, *_ORDER)
-    pending: Any = tx.execute(select(*_CHOICE_COLUMNS).where(is_pending).order_by(*order).limit(ROW_LIMIT)).all()
-    candidates = _without_waiting(pending)
-    burst = find_burst(tx, channel)
-    digested = [row for row in pending if _is_digested(row)] if burst is not None else []
-    if digested:
-        candidates = [row for row in candidates if not _is_digested(row)]
+    pending = _read_pending(tx, channel)
+    bursts = {foreign: find_burst(tx, channel, foreign=foreign) for foreign in (False, True)}
+    digests = _collect_digests(pending, bursts)
+    digested = {row.id for digest in digests for row in digest.rows}
+    candidates = _without_waiting([row for row in pending if row.id not in digested])
     ready = [row for row in candidates if row.not_before <= tx.now]
     # A message that does not wait for a digest is sent before it, and updates after it.
-    is_digest_due = burst is not None and burst.next_digest <= tx.now and all(row.message_id for row in ready)
-    if not ready and not (digested and is_digest_due):
+    due = [each for each in digests if each.burst.next_digest <= tx.now and all(row.message_id for row in ready)]
+    if not ready and not due:
         later = [row.not_before for row in candidates]
-        return min([*later, *([burst.next_digest] if burst is not None and digested else [])], default=math.inf)
+        return min([*later, *(each.burst.next_digest for each in digests)], default=math.inf)
     slot = next_delivery_time(recent_deliveries(tx, options.bot_id), tx.now, options)
     if slot > tx.now:
         return slot
-    if burst is not None and digested and is_digest_due:
-        return _build_digest(tx, channel, digested, burst)
+    if due:
+        return _build_digest(tx, channel, due[0])
     chosen = _choose_message(tx, channel, options, pending, candidates, ready[0])
     if isinstance(chosen, Batch) and chosen.form == "summary" and chosen.first.kind in DIGESTED:
-        return replace(chosen, burst=burst)  # an update of a digest, or one that could not be sent before
+        # An update of a digest, or one that could not be sent before.
+        return replace(chosen, burst=bursts[bool(ready[0].foreign_alert)])
     return chosen
+
+
+def _read_pending(tx: Transaction, channel: str) -> list[Row[Any]]:
+    """Return what is pending in the order of sending; of equal severity, foreign alerts are the last."""
+    is_pending = and_(notifications.c.channel == channel, notifications.c.state == "pending")
+    order = (notifications.c.not_before > tx.now, *_ORDER)
+    found: list[Row[Any]] = []
+    for foreign in (0, 1):  # foreign alerts, which may be many, take no place of others
+        query = select(*_CHOICE_COLUMNS).where(is_pending, notifications.c.foreign_alert == foreign)
+        found += tx.execute(query.order_by(*order).limit(ROW_LIMIT)).all()
+    return sorted(
+        found, key=lambda row: (row.not_before > tx.now, row.message_id is not None, severity_rank(row.severity))
+    )
+
+
+def _collect_digests(pending: Sequence[Row[Any]], bursts: Mapping[bool, Burst | None]) -> list[_WaitingDigest]:
+    digests = [
+        _WaitingDigest(burst, [row for row in pending if _is_digested(row, burst)])
+        for burst in bursts.values()
+        if burst is not None
+    ]
+    return [each for each in digests if each.rows]
 
 
 def _choose_message(
@@ -134,23 +160,28 @@ def _choose_message(
     return _build_batch(tx, channel, _select_rows(course[-1:]), superseded=superseded, reply_to=reply_to)
 
 
-def _is_digested(row: Row[Any]) -> bool:
-    """Whether a row is one that a digest contains: it has no message yet, and none was tried."""
-    return row.message_id is None and not row.tries and row.kind in DIGESTED
+def _is_digested(row: Row[Any], burst: Burst) -> bool:
+    """Whether a row is one that a digest of the burst contains: it has no message yet, and none was tried."""
+    is_of_burst = bool(row.foreign_alert) == burst.foreign and (burst.critical or row.severity != "critical")
+    return is_of_burst and row.message_id is None and not row.tries and row.kind in DIGESTED
 
 
-def _build_digest(tx: Transaction, channel: str, digested: Sequence[Row[Any]], burst: Burst) -> Batch:
-    """Return a message with the newest notification of each incident and alert; the earlier ones need none."""
-    newest: dict[Any, int] = {}
-    for row in digested:
+def _build_digest(tx: Transaction, channel: str, digest: _WaitingDigest) -> Batch:
+    """Return a message with the newest notification of each incident and alert; the earlier ones need none.
+
+    Further alerts of an incident are less important than what became of its service.
+    """
+    newest: dict[Any, tuple[bool, int]] = {}
+    for row in digest.rows:
         key = _subject(row) or row.id
-        newest[key] = max(row.id, newest.get(key, row.id))
+        found = (not row.kind.startswith("alert"), row.id)
+        newest[key] = max(found, newest.get(key, found))
     # A card stands for its incident: it shows the present state.
-    cards = {_subject(row): row.id for row in digested if row.card}
-    shown = {cards.get(key, number) for key, number in newest.items()}
-    superseded = tuple(row.id for row in digested if row.id not in shown)
+    cards = {_subject(row): row.id for row in digest.rows if row.card}
+    shown = {cards.get(key, number) for key, (_, number) in newest.items()}
+    superseded = tuple(row.id for row in digest.rows if row.id not in shown)
     batch = _build_batch(tx, channel, select(notifications).where(notifications.c.id.in_(shown)), superseded=superseded)
-    return replace(batch, burst=burst)
+    return replace(batch, burst=digest.burst)
 
 
 def _choose_update(tx: Transaction, channel: str, lead: Row[Any], options: ChannelOptions) -> Batch | float:
@@ -214,7 +245,7 @@ def _combine(candidates: Sequence[Row[Any]], lead: Row[Any], now: float) -> Sequ
 
 
 def _is_similar(row: Row[Any], lead: Row[Any]) -> bool:
-    return bool(row.kind == lead.kind and row.severity == lead.severity)
+    return bool(row.kind == lead.kind and row.severity == lead.severity and row.foreign_alert == lead.foreign_alert)
 
 
 def _course_of_incident(pending: Sequence[Row[Any]], lead: Row[Any], now: float) -> list[Row[Any]]:
@@ -278,7 +309,7 @@ def _build_batch(
 def _queued_notification(row: Row[Any]) -> QueuedNotification:
     return QueuedNotification(
         row.id, row.kind, row.severity, row.incident_id, row.alert_id, row.content, row.created_at, row.tries,
-        bool(row.card), row.version,
+        bool(row.card), row.version, bool(row.foreign_alert),
     )  # fmt: skip
 
 

@@ -37,6 +37,7 @@ from remediator.notifications.durations import format_duration
 from remediator.notifications.outbox import MessageForm
 from remediator.notifications.phrases import name_kind, translate, translate_failure
 from remediator.notifications.report_texts import describe_headline, describe_highlights
+from remediator.record.notifications import severity_rank
 from remediator.reports.availability import format_availability
 
 HOSTS_SHOWN = 5
@@ -62,7 +63,7 @@ class Templates:
         environment.globals |= {
             "bold": _mark_label, "shared_labels": _shared_labels, "count_states": _count_states,
             "counted": _count_states,  # its former name
-            "busiest_hosts": _busiest_hosts,
+            "busiest_hosts": _busiest_hosts, "count_names": _count_names,
         }  # fmt: skip
         environment.filters |= {
             "time": _format_time, "clock": _format_clock, "duration": self._format_duration, "lines": _last_lines,
@@ -276,6 +277,16 @@ def _shared_labels(notifications: Sequence[Notification]) -> dict[str, str]:
 
 def _count_states(notifications: Sequence[Notification]) -> list[tuple[NotificationState, int]]:
     return Counter(each.state for each in notifications).most_common()
+
+
+def _count_names(notifications: Sequence[Notification]) -> list[tuple[str, str, int]]:
+    """Return the names of alerts with the worst severity of each and their number: the worst first, then the most."""
+    counts = Counter(each.alertname for each in notifications)
+    worst: dict[str, str] = {}
+    for each in notifications:
+        worst[each.alertname] = min(worst.get(each.alertname, each.severity), each.severity, key=severity_rank)
+    found = [(name, worst[name], count) for name, count in counts.items()]
+    return sorted(found, key=lambda item: (severity_rank(item[1]), -item[2]))
 
 
 def _busiest_hosts(notifications: Sequence[Notification]) -> list[tuple[str, int]]:

@@ -15,15 +15,24 @@ from remediator.record.schema import notifications
 from remediator.record.transaction import Transaction
 
 UPDATE_INTERVAL = 1.0  # seconds between two updates of one card
+# The most severe first.
 SEVERITIES = ("critical", "warning", "info")
 OPENING_KINDS = ("down", "alert")  # kinds that create a card
 FOLLOW_UP_KINDS = (
     "could_not_restart", "person_needed", "approval", "blind", "stopped_by_hand", "waiting", "reminder",
 )  # fmt: skip
 SHOWN_BY_CARDS = ("restarted", "recovered", "unobserved", "alert_over")
+SEVERITY_RANK = case(
+    {name: rank for rank, name in enumerate(SEVERITIES)}, value=notifications.c.severity, else_=len(SEVERITIES)
+)
 _INSERT = insert(notifications).on_conflict_do_nothing()
 _SELECT_OF_INCIDENT = select(notifications.c.id).where(notifications.c.incident_id == bindparam("of")).limit(1)
 _SELECT_CHANNELS = select(notifications.c.channel).where(notifications.c.key == bindparam("key"))
+
+
+def severity_rank(severity: str) -> int:
+    """Return the place of a severity in SEVERITIES; that of another text is the last."""
+    return SEVERITIES.index(severity) if severity in SEVERITIES else len(SEVERITIES)
 
 
 def incident_key(incident: int) -> str:
@@ -73,6 +82,7 @@ def add(
     """
     settings, severity = tx.inventory.notify, labels.get("severity", "")
     has_no_service = incident is None and alert is not None
+    is_foreign = has_no_service and labels.get("host", "") not in tx.inventory.hosts
     added = 0
     for channel in channels:
         updates_cards = settings.can_update_cards(channel)
@@ -96,6 +106,7 @@ def add(
             "card": int(is_card),
             "version": 0,
             "replacements": 0,
+            "foreign_alert": int(is_foreign),
         }
         added += tx.execute(_INSERT, row).rowcount
     return added

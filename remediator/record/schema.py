@@ -213,6 +213,7 @@ notifications = Table(
     Column("message_id", String),
     Column("message_at", Float),
     Column("replacements", Integer, nullable=False),  # how often its message could not be updated or replied to
+    Column("foreign_alert", Integer, nullable=False, server_default="0"),  # 1: of no service or host in the inventory
     UniqueConstraint("channel", "key"),
     Index("notifications_to_send", "state", "channel", "id"),
     Index("notifications_by_key", "key"),

@@ -21,6 +21,7 @@ TimestampName = Literal[
     "storms",  # a storm held a service; with the time for each host group
     "storms-overruled",  # a person let automation continue in a storm; with the end for each host group
     "bursts",  # the last digest of a burst was sent; with the burst of each channel
+    "foreign-bursts",  # the same for bursts of foreign alerts
     "reports",  # reports were last sent; with the `time` and the `end` of the last one by name
     "receivers",  # the Alertmanager receivers that deliver to this remediator were stored
 ]

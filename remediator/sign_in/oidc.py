@@ -50,6 +50,7 @@ class OidcSignIn:
             event_hooks={"response": [_limit_response]},
         )  # fmt: skip
         limit_interim_responses(self._client)
+        self._loading = asyncio.Lock()
         self._metadata: Mapping[str, Any] = {}
         self._keys: KeySet | None = None
         self._loaded_at = self._failed_at = float("-inf")
@@ -89,8 +90,9 @@ class OidcSignIn:
             raise SignInError(f"the provider's response was refused: {_describe(error)}") from error
         if not can_be_recorded(name):
             raise SignInError(
-                "the user's name at the provider is longer than 60 characters, or has invisible characters, "
-                "parentheses or spaces around it: set access.oidc.user_claim to another claim"
+                "the user's name at the provider is longer than 60 characters, or has invisible characters, accents as "
+                "characters of their own (not NFC), parentheses or spaces around it: set access.oidc.user_claim to "
+                "another claim"
             )
         return SignedInUser(name, _find_groups(claims, self._settings.groups_claim))
 
@@ -113,21 +115,33 @@ class OidcSignIn:
         """Return the provider's metadata, with its keys loaded. Raises SignInError."""
         if time.monotonic() - self._loaded_at < METADATA_FOR:
             return self._metadata
+        async with self._loading:  # those who sign in meanwhile wait for it
+            if time.monotonic() - self._loaded_at >= METADATA_FOR:
+                await self._read_metadata()
+            return self._metadata
+
+    async def _read_metadata(self) -> None:
         issuer = self._settings.issuer.rstrip("/")
         if time.monotonic() - self._failed_at < FAILURE_FOR:
             raise SignInError(f"cannot read the metadata of {issuer}; it failed a moment ago")
-        self._failed_at = time.monotonic()
+        try:
+            self._metadata, self._keys = await self._fetch_metadata(issuer)
+        except BaseException:  # also if it takes too long, and is cancelled
+            self._failed_at = time.monotonic()
+            raise
+        self._loaded_at, self._failed_at = time.monotonic(), float("-inf")
+
+    async def _fetch_metadata(self, issuer: str) -> tuple[Mapping[str, Any], KeySet]:
+        """Return the provider's metadata and keys. Raises SignInError."""
         try:
             metadata: dict[str, Any] = await self._get(f"{issuer}/.well-known/openid-configuration")
             if str(metadata["issuer"]).rstrip("/") != issuer:
                 raise SignInError(f"the provider's issuer is {metadata['issuer']!r}, not access.oidc.issuer")
             for endpoint in ("authorization_endpoint", "token_endpoint"):
                 check_url(metadata[endpoint])
-            self._keys = KeySet.import_key_set(await self._get(metadata["jwks_uri"]))
+            return metadata, KeySet.import_key_set(await self._get(metadata["jwks_uri"]))
         except _BAD_ANSWER as error:
             raise SignInError(f"cannot read the metadata of {issuer}: {_describe(error)}") from error
-        self._metadata, self._loaded_at, self._failed_at = metadata, time.monotonic(), float("-inf")
-        return metadata
 
     async def _get(self, url: str, access_token: str = "") -> Any:
         headers = {"Authorization": f"Bearer {access_token}"} if access_token else {}

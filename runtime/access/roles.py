@@ -1,5 +1,7 @@
 """Roles, what each permits, and the identity of a caller."""
 
+import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
@@ -97,6 +99,19 @@ def can_be_recorded(name: str) -> bool:
     return name != "" and printable_name(name) == name
 
 
+# Characters that are shown as nothing or as a space, although Python calls them printable: Default_Ignorable_Code_Point
+# of Unicode, and signs whose glyphs are empty. https://www.unicode.org/Public/UCD/latest/ucd/DerivedCoreProperties.txt
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U00013441\U00013442\U00016fe4\U0001bca0-\U0001bca3\U0001d159"
+    "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+
+
 def printable_name(text: str) -> str:
-    """Return the first 60 printable characters of a name from elsewhere, without parentheses, which mark names here."""
-    return "".join(character for character in text if character.isprintable() and character not in "()").strip()[:60]
+    """Return the first 60 visible characters of a name from elsewhere, without parentheses, which mark names here.
+
+    The same letters with accents are the same characters in it (NFC).
+    """
+    visible = "".join(character for character in _INVISIBLE.sub("", text) if character.isprintable())
+    return unicodedata.normalize("NFC", visible.replace("(", "").replace(")", "")).strip()[:60]

@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from remediator.clients.alerts import Alert, AlertList
 from remediator.engine import reminders
-from remediator.incidents import intake, reconciliation
+from remediator.incidents import alert_limits, intake, reconciliation
 from remediator.incidents.alert_starts import add_received_copy, normalize_starts_at
 from remediator.policy.situation import ActionHistory, ActionsInProgress, Observation, Situation
 from remediator.record import situations
@@ -153,6 +153,30 @@ async def test_a_late_copy_is_ignored_and_a_later_one_fires_again(record: Record
     record.now += intake.LATE_COPY
     await record.deliver(disk())
     assert await record.notified() == ["alert", "alert_over", "alert"]
+
+
+def numbered(number: int, name: str = "Foreign", status: Any = "firing", **labels: str) -> Alert:
+    labels = {"alertname": name, "severity": "info", **labels}
+    return Alert(f"{name} {number} {labels}", "1", "", status, labels, {})
+
+
+async def test_alerts_that_are_open_at_once_are_limited(record: Record) -> None:
+    """Whoever has the webhook token can send any number of alerts."""
+    foreign = [numbered(n) for n in range(alert_limits.MAX_FOREIGN + 5)]
+    of_service = [numbered(n, "Slow", service="web", host="h") for n in range(alert_limits.MAX_OF_SUBJECT + 7)]
+
+    async def refused(*alerts: Alert) -> int:
+        return await record.database.write(intake.receive_alerts, alerts)
+
+    assert [await refused(*foreign), await refused(*of_service)] == [5, 7]
+    assert await refused(*foreign[:10]) == 0  # these are open already
+    assert await add_listed(record, listing(foreign[-1])) == 0
+    await record.deliver(WATCHDOG, replace(foreign[0], status="resolved"))
+    record.now += 60
+    assert await record.database.write(reconciliation.release_held_ends, record.now) == 1
+    assert await refused(*foreign[-2:]) == 1
+    assert await refused(web(), numbered(1, "ExporterDown"), numbered(2, "HostDown", host="h")) == 0
+    assert (await firing(record))[-3:] == ["ServiceDown", "ExporterDown", "HostDown"]
 
 
 def listing(*active: Alert, receiver: str = "our.hook", **more: Any) -> AlertList:

@@ -40,8 +40,10 @@ class Provider:
     def __init__(self) -> None:
         self.url, self.hostile, self.body = "", "", b""
         self.documents: dict[str, Any] = {}
+        self.asked: list[str] = []
 
     async def answer(self, request: web.Request) -> web.Response:
+        self.asked.append(request.path)
         is_hostile = request.path == self.hostile
         body = self.body if is_hostile else json.dumps(self.documents[request.path]).encode()
         return web.Response(body=body, content_type="application/json")
@@ -116,12 +118,37 @@ async def test_claims_of_an_openid_provider(provider: Provider, claim: str) -> N
             await try_sign_in(await serve_openid(provider, redirect.nonce, {claim: claimed}), redirect)
 
 
+async def test_those_who_sign_in_while_the_metadata_is_read_wait_for_it(provider: Provider) -> None:
+    redirect = a_redirect("oidc")
+    service = await serve_openid(provider, redirect.nonce)
+    urls = await asyncio.gather(*(service.create_url(redirect) for _ in range(5)))
+    assert len(set(urls)) == 1
+    assert provider.asked.count("/.well-known/openid-configuration") == 1
+    await service.close()
+
+
+async def test_metadata_that_could_not_be_read_are_read_again_after_a_while(provider: Provider) -> None:
+    redirect = a_redirect("oidc")
+    service = await serve_openid(provider, redirect.nonce)
+    provider.hostile, provider.body = "/keys", b"nonsense"
+    outcomes = await asyncio.gather(*(service.create_url(redirect) for _ in range(5)), return_exceptions=True)
+    assert all(isinstance(each, SignInError) for each in outcomes)
+    assert provider.asked.count("/keys") == 1
+    await service.close()
+
+
+INVISIBLE = "\u034f\u115f\u1160\u17b4\u180b\u2065\u2800\u3164\ufe00\ufe0f\uffa0\U0001d173\U000e0001\U000e0100\U000e0fff"
+
+
 @pytest.mark.parametrize(
     ("claims", "signed_in"),
     [
         ({"name": "Ann Smith"}, ["Ann Smith", "sre"]),
         ({"name": "安"}, ["安", "sre"]),
         ({"name": "", "sub": "1"}, ["1", "sre"]),
+        ({"name": "Jos\u00e9"}, ["Jos\u00e9", "sre"]),
+        ({"name": "Jose\u0301"}, []),  # the same name in other characters
+        *(({"name": f"ann{each}"}, []) for each in INVISIBLE),
         ({"name": "an\u200bn"}, []),
         ({"name": "an\xa0n"}, []),
         ({"name": " ann"}, []),

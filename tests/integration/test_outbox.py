@@ -18,10 +18,14 @@ from fleet.inventory.notify import Notify
 from remediator.clients.alerts import Alert
 from remediator.incidents import acknowledgement, decisions, intake, lifecycle, reconciliation, timeline
 from remediator.notifications import content, deliveries, escalation, outbox
+from remediator.notifications.cards import Card
 from remediator.notifications.channels import Outcome, SendResult
+from remediator.notifications.channels.feishu_cards import render_version_1, shorten_to_fit
 from remediator.notifications.content import Notification
 from remediator.notifications.deliveries import DeliveryState
+from remediator.notifications.messages import render_card
 from remediator.notifications.outbox import FOLD_OVER, Batch
+from remediator.notifications.rendering import shipped_templates
 from remediator.policy.situation import Decision
 from remediator.record import notifications as notification_rows
 from remediator.record import retention
@@ -32,6 +36,7 @@ from remediator.record.transaction import Transaction
 from tests.support import ClockedHarness, inventory_of
 
 APP = {"app_id": "cli_x", "app_secret": "s", "chat_id": "oc_x"}
+TEMPLATES = shipped_templates("en")
 DIGEST_OVER = Notify().digest_over
 
 
@@ -176,6 +181,90 @@ async def test_many_of_a_kind_are_combined_and_none_is_lost(harness: OutboxHarne
     rows = await harness.rows("ops")
     assert {row.state for row in rows} == {"sent"}
     assert [row.sent_with for row in rows[:2]] == [None, rows[0].id]
+
+
+async def flood(harness: OutboxHarness, number: int, severity: str) -> None:
+    """Deliver foreign alerts, each with a name of its own."""
+    labels = [{"alertname": f"A{n}", "severity": severity, "x": "y" * 300} for n in range(number)]
+    flood = [Alert(each["alertname"], "1", "", "firing", each, {}) for each in labels]
+    await harness.run(intake.receive_alerts, flood)
+    harness.now += harness.inventory.notify.group_wait
+
+
+def card_of(sent: tuple[Batch, list[Notification]]) -> tuple[Card, str]:
+    """Return the card of a message, and the text that Feishu shows of it."""
+    batch, contents = sent
+    card = render_card(contents, batch.form, TEMPLATES)
+    shown = json.dumps(shorten_to_fit(card, render_version_1), ensure_ascii=False)
+    return card, shown
+
+
+@pytest.mark.parametrize("severity", ["info", "critical"])
+@pytest.mark.parametrize("is_before", [False, True])
+async def test_foreign_alerts_delay_no_service(harness: OutboxHarness, severity: str, *, is_before: bool) -> None:
+    """Whoever has the webhook token may send any number of them."""
+    await flood(harness, 1500, severity)
+    if is_before:
+        assert titles([await harness.send("ops")]) == ["summary alert 1000"]
+    began = harness.now
+    await harness.fire("web")
+    await harness.fire("db", severity="warning")
+    sent = [await harness.send("ops") for _ in range(2)]
+    assert [contents[0].name for _, contents in sent] == ["web", "db"]
+    assert harness.now == began
+
+
+async def test_a_digest_of_foreign_alerts_counts_them(harness: OutboxHarness) -> None:
+    await flood(harness, 60, "info")
+    await harness.fire("", "ExporterDown", severity="warning")
+    for number in range(3):
+        await harness.fire("", "DiskFull", instance=f"n{number}", severity="info")
+    harness.now += harness.inventory.notify.group_wait
+    sent = await harness.send("ops")
+    card, shown = await asyncio.to_thread(card_of, sent)
+    assert (card.title, card.colour, card.severity) == ("Alert × 64", "orange", "warning")
+    rows = [line.plain for line in card.lines if line.plain.startswith("▪")]
+    assert rows[:2] == ["▪ ExporterDown warning", "▪ DiskFull × 3 info"]
+    assert rows[-1] == "▪ 52 alerts with other names"
+    assert rows[0] in shown
+
+
+async def test_a_storm_of_minor_problems_hides_and_delays_no_critical_one(harness: OutboxHarness) -> None:
+    for number in range(60):
+        await harness.fire(f"s{number}", severity="info")
+    assert titles([await harness.send("ops")]) == ["summary down 60"]
+    began = harness.now
+    await harness.fire("db", severity="warning")
+    await harness.fire("web")
+    (_, contents) = await harness.send("ops")
+    assert (contents[0].name, harness.now) == ("web", began)
+    assert titles([await harness.send("ops")]) == ["one down 1"]  # db, with the next digest
+    assert harness.now > began
+
+
+async def test_a_digest_begins_with_the_worst_and_has_its_colour(harness: OutboxHarness) -> None:
+    for number in range(50):
+        await harness.fire(f"s{number}", severity="info")
+        await harness.fire(f"s{number}", "Other" + "x" * 400, severity="info")  # so that not all lines fit
+    for number in range(50, 60):
+        await harness.fire(f"s{number}")
+    await harness.fire("web", severity="warning")
+    await harness.fire("web", "ServiceSlow", severity="info")
+    card, shown = await asyncio.to_thread(card_of, await harness.send("ops"))
+    assert (card.title, card.colour, card.severity) == ("61 services are down", "red", "critical")
+    rows = [line.plain.split()[1] for line in card.lines if line.plain.startswith("▪")]
+    assert rows[:11] == [*(f"s{n}" for n in range(50, 60)), "web"]
+    assert all(f"▪ {name} @ h" in shown for name in rows[:11])
+
+
+async def test_a_digest_names_the_only_service_that_is_down(harness: OutboxHarness) -> None:
+    for number in range(20):
+        await harness.fire("web", f"Slow{number}", severity="info", host="h")
+        await harness.fire(f"s{number}", "Slow", severity="info")
+    await harness.fire("web", severity="warning")
+    card, _ = await asyncio.to_thread(card_of, await harness.send("ops"))
+    assert (card.title, card.colour) == ("1 service is down: web", "orange")
+    assert next(line.plain for line in card.lines if line.plain.startswith("▪")).startswith("▪ web @ h")
 
 
 async def test_a_few_are_sent_one_by_one(harness: OutboxHarness) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -10,7 +11,12 @@ from typing import Any
 
 import bcrypt
 import pytest
+import trustme
+import yaml
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import delete, update
+from structlog.testing import capture_logs
 
 from fleet.inventory.model import Inventory
 from fleet.inventory.notify import Person
@@ -28,7 +34,7 @@ from runtime.access.throttle import Throttle, ThrottledError
 from runtime.access.tokens import ConfiguredTokens
 from runtime.errors import StartError
 from runtime.tokens import ConfiguredToken
-from runtime.webconfig import load
+from runtime.webconfig import WebConfigFile, load
 from tests.support import ClockedHarness
 
 
@@ -324,13 +330,125 @@ def test_a_role_limits_the_buttons_of_a_person() -> None:
             )
             for more in ("", ", client_auth_type: NoClientCert")
         ),
+        *((text, " is empty; for no users and no TLS, write {}") for text in ("", "\n", "# users", "---\n", "~")),
+        *((text, "web.yml: must be a map") for text in ("[]", "false", "0", "''")),
+        *(
+            (text, "web.yml:1: invalid YAML: a key must be text; one that starts with { or [ must be in quotes")
+            for text in ("{[a]: b}", "? {a: b}\n: c", "basic_auth_users: {{ defib_users }}")
+        ),
+        *(
+            (f'tls_server_config: {{cert_file: "{path}", key_file: y}}', message)
+            for path, message in (("a\\0b", "embedded null byte"), ("a" * 5000, "File name too long"))
+        ),
+        *(
+            (f"http_server_config: {{headers: {{{header}}}}}", message)
+            for header, message in (
+                ('"a\\r\\nb": c', "'a\\r\\nb' is not the name of a header"),
+                ('X-A: "a\\nb"', "the value of X-A must be one line of printable ASCII characters, not 'a\\nb'"),
+                ('X-A: "é"', "the value of X-A must be one line of printable ASCII characters, not 'é'"),
+                ('content-length: "5"', "content-length is set by Defib"),
+            )
+        ),
+        (
+            "http_server_config:\n  headers:\n    X-A: |\n      default-src self\n",
+            "the value of X-A must be one line of printable ASCII characters, not 'default-src self\\n'",
+        ),
+        ("a: !!int x", "invalid literal for int() with base 10: 'x'"),
+        ("a: !!timestamp x", "has no attribute 'groupdict'"),
     ],
 )
 def test_errors_in_a_web_configuration(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "web.yml").write_text(text)
     with pytest.raises(StartError) as raised:
-        load(tmp_path / "web.yml")
+        load(tmp_path / "web.yml").ssl_context()
     assert str(raised.value).endswith(message)
+
+
+class ReloadedFile:
+    """A web configuration that is read again, with the results of reloads."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.results = path, list[bool]()
+        self.file = WebConfigFile(path)
+
+    async def check(self) -> None:
+        await self.file.check(self._record)
+
+    async def change(self, text: str) -> None:
+        """Write the file, and check it until it is read."""
+        await asyncio.to_thread(self.path.write_text, text)
+        await self.check()
+        await self.check()
+
+    def _record(self, *, successful: bool) -> None:
+        self.results.append(successful)
+
+
+@pytest.fixture
+async def reloaded(tmp_path: Path) -> ReloadedFile:
+    hashed = bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()
+    authority = trustme.CA()
+    pem = authority.issue_cert("localhost").private_key_and_cert_chain_pem.bytes()
+
+    def write() -> ReloadedFile:
+        (tmp_path / "both.pem").write_bytes(pem)
+        authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+        users = {"ann": hashed, "bob": hashed}
+        tls = {"cert_file": "both.pem", "key_file": "both.pem", "client_ca_file": "ca.pem"}
+        tls["client_auth_type"] = "RequireAndVerifyClientCert"
+        (tmp_path / "web.yml").write_text(yaml.safe_dump({"basic_auth_users": users, "tls_server_config": tls}))
+        return ReloadedFile(tmp_path / "web.yml")
+
+    return await asyncio.to_thread(write)
+
+
+async def test_a_change_of_the_web_configuration_is_applied_once_it_is_complete(reloaded: ReloadedFile) -> None:
+    text = await asyncio.to_thread(reloaded.path.read_text)
+    without_bob = "".join(line for line in text.splitlines(keepends=True) if "bob:" not in line)
+    for part in ("", without_bob[:100], without_bob):  # as programs write that empty a file first
+        await asyncio.to_thread(reloaded.path.write_text, part)
+        await reloaded.check()
+        assert set(reloaded.file.users.hashes) == {"ann", "bob"}
+    await reloaded.check()
+    assert (set(reloaded.file.users.hashes), reloaded.results) == ({"ann"}, [True])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "lost"),
+    [
+        (r"(?s).*", "", "is empty"),
+        (r"(?s).*", "{}\n", "has no users in basic_auth_users any more"),
+        (r"(?s)tls_server_config:.*", "", "has no tls_server_config any more"),
+        (r"(?s)basic_auth_users:.*?(?=tls)", "basic_auth_users: {}\n", "has no users in basic_auth_users any more"),
+        (r"client_(auth_type|ca_file):.*", "", "has no client_auth_type: RequireAndVerifyClientCert any more"),
+        (r"cert_file:.*", 'cert_file: "a\\\\0b"', "embedded null byte"),
+        (r"cert_file:.*", "cert_file: " + "a" * 5000, "File name too long"),
+        (r"(?s).*", "{[a]: b}", "invalid YAML"),
+    ],
+)
+async def test_a_reload_never_ends_what_protects_a_server(
+    reloaded: ReloadedFile, old: str, new: str, lost: str
+) -> None:
+    text, tls = await asyncio.to_thread(reloaded.path.read_text), reloaded.file.tls
+    with capture_logs() as logs:
+        await reloaded.change(re.sub(old, new, text, count=0 if "client" in old else 1))
+    assert lost in logs[-1]["error"]
+    assert (reloaded.results, reloaded.file.tls) == ([False], tls)
+    assert set(reloaded.file.users.hashes) == {"ann", "bob"}
+    await reloaded.change(text)
+    assert reloaded.results == [False, True]
+
+
+def test_no_program_asks_for_the_password_of_a_key(tmp_path: Path) -> None:
+    """It would wait at the terminal."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    encrypted = serialization.BestAvailableEncryption(b"secret")
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encrypted)
+    (tmp_path / "key.pem").write_bytes(pem)
+    trustme.CA().issue_cert("localhost").cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+    (tmp_path / "web.yml").write_text("tls_server_config: {cert_file: cert.pem, key_file: key.pem}")
+    with pytest.raises(StartError, match="cannot load the certificate"):
+        load(tmp_path / "web.yml").ssl_context()
 
 
 def test_only_the_browser_that_was_redirected_comes_back() -> None:

@@ -186,7 +186,51 @@ def test_only_what_is_shown_is_redacted() -> None:
         ('{"cookie": "a=b; c=d", "e": 1}', '{"cookie": "***", "e": 1}'),
         ("got eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl here", "got *** here"),
         ("max_tokens=120 tokens: 5 keys: 3", "max_tokens=120 tokens: 5 keys: 3"),
+        ("mysql --password hunter2 -h db", "mysql --password *** -h db"),
+        ("x --db-password 'a b' --token=abc", "x --db-password '***' --token=***"),
+        (r'{"token": "a\"b, c", "x": 1}', '{"token": "***", "x": 1}'),
+        ("DB_PASS=abc pass: abc PWD=abc", "DB_PASS=*** pass: *** PWD=***"),
+        ("AccountName=x;AccountKey=ab/c+d==;", "AccountName=x;AccountKey=***;"),
+        ("export API_KEY='a b' c", "export API_KEY='***' c"),
+        ("curl -u ann:hunter2 http://x", "curl -u ann:*** http://x"),
+        ("curl --user 'ann:a b' http://x", "curl --user 'ann:***' http://x"),
+        ("sshpass -p hunter2 ssh h", "sshpass -p *** ssh h"),
+        (
+            "-----BEGIN RSA PRIVATE KEY-----\nMIIE\nabc=\n-----END RSA PRIVATE KEY-----\nnext",
+            "-----BEGIN RSA PRIVATE KEY-----***-----END RSA PRIVATE KEY-----\nnext",
+        ),
+        ("-----BEGIN PRIVATE KEY-----\nMIIE", "-----BEGIN PRIVATE KEY-----***"),
+        ("got ghp_0123456789abcdef0123456789abcdef0123", "got ghp_***"),
+        *(
+            (text, text)
+            for text in (
+                "pass: 12 fail: 3",
+                "test: pass: ok",
+                "bypass: x compass=y",
+                "PWD=/home/ann OLDPWD=/",
+                "--password is required",
+                "option --token requires an argument",
+                "--secret --other x",
+                "docker run -u 1000:1000 x",
+                "ls -u /a:b",
+                "keys: a primary key: b",
+                "-----BEGIN CERTIFICATE-----\nMIIE",
+                "first pass over data",
+                "task-1 risk-free-and-very-long-words",
+                "--passes 3",
+            )
+        ),
     ],
 )
 def test_what_looks_like_a_credential_is_masked(text: str, masked: str) -> None:
     assert mask_credentials(text) == masked
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["--", "--token ", " -u a", "-u 'a:", "-----BEGIN PRIVATE KEY-----", "pass: ", 'token="\\', "gh", "cookie: "],
+)
+def test_the_time_to_mask_credentials_is_proportional_to_the_text(part: str) -> None:
+    started = time.process_time()
+    mask_credentials(part * 50_000)
+    assert time.process_time() - started < 10

@@ -94,6 +94,11 @@ def test_init_writes_the_token_for_the_owner_of_the_database_folder(tmp_path: Pa
     assert path.read_text() == written
 
 
+def test_a_path_with_nul_is_refused() -> None:
+    with pytest.raises(TokenError, match=r"the path of the secret file 'a.x00b' must not contain NUL"):
+        read_secret_file(Path("a\0b"))
+
+
 @pytest.mark.parametrize("kind", ["fifo", "device", "directory", "large"])
 def test_a_file_that_cannot_be_read_to_its_end_is_refused(tmp_path: Path, kind: str) -> None:
     """It would hold the reload that reads it, and all later ones, for ever."""

@@ -1,0 +1,62 @@
+"""How many alerts may be open at once, since whoever has the webhook token can send any number of them."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+from sqlalchemy import func, select
+
+from remediator.incidents.resolution import EXPORTER_DOWN
+from remediator.record.schema import alerts
+from remediator.record.situations import HOST_DOWN
+from remediator.record.transaction import Transaction
+
+MAX_FOREIGN = 1000  # of no service or host in the inventory
+MAX_OF_SUBJECT = 200  # of a service or host; of each alert there that Defib acts on
+_LABELS = ("service", "host")
+_SELECT_OPEN = (
+    select(
+        alerts.c.name,
+        *(func.json_extract(alerts.c.labels, f"$.{label}").label(label) for label in _LABELS),
+        func.count().label("number"),
+    )
+    .where(alerts.c.status == "firing")
+    .group_by(alerts.c.name, *_LABELS)
+)
+
+
+class AlertLimits:
+    """The open alerts of one transaction; `refused` counts those for which there is no room."""
+
+    def __init__(self, tx: Transaction) -> None:
+        self._tx, self._inventory = tx, tx.inventory
+        self._open: Counter[str] | None = None  # by subject; read when it is needed
+        self.refused = 0
+
+    def take_place(self, name: str, labels: Mapping[str, str]) -> bool:
+        """Count a further open alert; False if it must not be stored, because too many are open."""
+        if self._open is None:
+            self._open = self._count_open()
+        subject = self._find_subject(name, labels)
+        if self._open[subject] >= (MAX_OF_SUBJECT if subject else MAX_FOREIGN):
+            self.refused += 1
+            return False
+        self._open[subject] += 1
+        return True
+
+    def _find_subject(self, name: str, labels: Mapping[str, str]) -> str:
+        """Return what the alert is counted with: others of its service or host, or its equals if Defib acts on it."""
+        service, host = (labels.get(label, "") for label in _LABELS)
+        if service in self._inventory.services:
+            alerts_to_act_on = self._inventory.remediation.for_service(self._inventory.services[service]).alerts
+            return f"service {service} {name if name in alerts_to_act_on else ''}"
+        if host in self._inventory.hosts:
+            is_special = name == HOST_DOWN or self._inventory.find_subject_of_alert(name, labels) is not None
+            return f"host {host} {name if is_special else ''}"
+        return name if name == EXPORTER_DOWN else ""
+
+    def _count_open(self) -> Counter[str]:
+        counter: Counter[str] = Counter()
+        for row in self._tx.execute(_SELECT_OPEN):
+            labels = {label: getattr(row, label) for label in _LABELS if getattr(row, label) is not None}
+            counter[self._find_subject(row.name, labels)] += row.number
+        return counter
