@@ -5,7 +5,7 @@ import math
 from aiohttp import web
 
 from exporter.api.scrape import TEXT
-from exporter.modules.prober import InvalidTargetError, ModuleProber, UnknownModuleError
+from exporter.modules.prober import ModuleProber, UnknownModuleError
 from exporter.modules.series import render
 from runtime.errors import ApiError
 
@@ -29,7 +29,7 @@ class ModuleProbeApi:
         try:
             module = request.query.get("module", DEFAULT_MODULE)
             probe = await self._prober.probe(module, target, hostname, timeout)
-        except (UnknownModuleError, InvalidTargetError) as error:
+        except UnknownModuleError as error:
             raise ApiError(400, "bad_request", str(error)) from error
         text = render(probe).decode()
         if request.query.get("debug") == "true":

@@ -167,6 +167,18 @@ class _File(_Model):
     modules: dict[str, Module]
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses duplicate keys, which PyYAML accepts."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys: set[str] = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge" and str(key.value) in keys:
+                raise yaml.constructor.ConstructorError(None, None, "duplicate key", key.start_mark)
+            keys.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def read_file(path: Path) -> dict[str, Module]:
     """Read the modules of a file, by name. Raises DefibError."""
     try:
@@ -174,12 +186,16 @@ def read_file(path: Path) -> dict[str, Module]:
             content = file.read(FILE_LIMIT + 1)
         if len(content) > FILE_LIMIT:
             raise DefibError(f"{path}: larger than {FILE_LIMIT} bytes")
-        written: Any = yaml.safe_load(content)
+        written: Any = yaml.load(content, _Loader)  # noqa: S506 - a safe loader
         return _File.model_validate(written if written is not None else {}).modules
     except OSError as error:
         raise DefibError(f"{path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeError, RecursionError) as error:
-        raise DefibError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        # Without the excerpt that the error shows: it may have a secret.
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = f" in line {mark.line + 1}" if mark is not None else ""
+        what = problem if problem == "duplicate key" else f"not valid YAML ({problem or type(error).__name__})"
+        raise DefibError(f"{path}: {what}{where}") from None
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(map(str, first["loc"]))

@@ -1,6 +1,7 @@
 """Probes targets with the modules of blackbox_exporter's configuration file."""
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 from exporter.modules.blackbox_file import Module, read_file
 from exporter.modules.translation import translate
 from exporter.probes import PROBES
-from exporter.results import ProbeResult
+from exporter.results import ProbeDetails, ProbeResult
 from exporter.scheduler.probe_runner import run_options
 from fleet.inventory.secrets import find_secrets
 from fleet.inventory.units import parse_positive_duration
@@ -30,16 +31,11 @@ class UnknownModuleError(DefibError):
     """There is no such module."""
 
 
-class InvalidTargetError(DefibError):
-    """A module cannot probe the target."""
-
-
 @dataclass(frozen=True)
 class ModuleProbe:
-    """A result, the kind of the probe and its options."""
+    """The kind of a probe and its result."""
 
     prober: str
-    options: Any
     result: ProbeResult
 
 
@@ -60,28 +56,31 @@ class ModuleProber:
         self._options.clear()
 
     async def probe(self, name: str, target: str, hostname: str, scrape_timeout: float | None) -> ModuleProbe:
-        """Probe a target once. Raises UnknownModuleError and InvalidTargetError."""
+        """Probe a target once; one that cannot be probed is a failure. Raises UnknownModuleError."""
         module = self._modules.get(name)
         if module is None:
             raise UnknownModuleError(f"unknown module {name!r}")
-        options = await self._find_options(name, module, target, hostname)
+        try:
+            options = await self._find_options(name, module, target, hostname)
+        except ValueError as error:
+            message = self._redact(f"module {name}: {_first_problem(error)}")
+            return ModuleProbe(
+                module.prober, ProbeResult(False, "error", message, time.time(), 0.0, ProbeDetails(redact=self._redact))
+            )
         timeout = parse_timeout(module) or DEFAULT_TIMEOUT
         if scrape_timeout is not None:
             timeout = min(timeout, max(scrape_timeout - OFFSET, scrape_timeout / 2))
         async with self._free:
             result = await run_options(module.prober, options, timeout, self._redact)
-        return ModuleProbe(module.prober, options, result)
+        return ModuleProbe(module.prober, result)
 
     async def _find_options(self, name: str, module: Module, target: str, hostname: str) -> Any:
-        """Return the options for a target, which keep its OAuth 2 token."""
+        """Return the options for a target, which keep its OAuth 2 token. Raises ValueError."""
         key = name, target, hostname
         options = self._options.get(key)
         if options is None:
-            try:
-                # In a thread: it may read files.
-                options, secrets = await asyncio.to_thread(create_options, module, target, hostname)
-            except ValueError as error:
-                raise InvalidTargetError(f"module {name}: {_first_problem(error)}") from None
+            # In a thread: it may read files.
+            options, secrets = await asyncio.to_thread(create_options, module, target, hostname)
             self._redact.add(secrets)
             self._options[key] = options
             if len(self._options) > KEPT:
@@ -121,4 +120,4 @@ def _first_problem(error: ValueError) -> str:
         return str(error)
     first = error.errors(include_input=False, include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"])
-    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
+    return (f"{where}: " if where else "") + f"{first['msg'].removeprefix('Value error, ')}"

@@ -125,7 +125,7 @@ def _auth_of(module: HttpModule) -> dict[str, Any]:
         token, file = authorization.credentials.get_secret_value(), authorization.credentials_file
     if token:
         return {"auth": {"bearer": token}}
-    return {"auth": {"bearer_file": Path(file)}} if file else {}
+    return {"auth": {"bearer_file": _existing(file)}} if file else {}
 
 
 def _format_authorization(authorization: Authorization) -> str:
@@ -210,7 +210,7 @@ def _translate_tls(config: TlsConfig) -> dict[str, Any]:
     written: dict[str, Any] = {"verify": not config.insecure_skip_verify}
     for key in ("ca_file", "cert_file", "key_file"):
         if getattr(config, key):
-            written[key] = Path(getattr(config, key))
+            written[key] = _existing(getattr(config, key))
     if config.server_name:
         written["server_name"] = config.server_name
     for key in ("min_version", "max_version"):
@@ -226,6 +226,13 @@ def _dial(module: HttpModule | TcpModule | DnsModule | IcmpModule | GrpcModule) 
         "ip": [preferred, 10 - preferred] if module.ip_protocol_fallback else [preferred],
         **({"source": source} if source else {}),
     }
+
+
+def _existing(path: str) -> Path:
+    """Raises ValueError."""
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: there is no such file")
+    return Path(path)
 
 
 def _read_text(path: str) -> str:

@@ -16,6 +16,7 @@ from fleet.managers.containers import ContainerName
 from fleet.shells import ENDED_BY_TIMEOUT, ShellError
 
 T = TypeVar("T")
+MAX_SKEW = 300.0  # seconds by which a file of another machine may be ahead of the host's clock
 
 
 class HostProbeOptions(ConfigModel):
@@ -138,14 +139,21 @@ async def probe_file(options: FileProbeOptions, context: ProbeContext, details: 
     listing = listings.get(name, files.FileListing(0.0, error="no output"))
     if listing.error:
         raise ProbeFailure("shell", f"{context.host}: cannot read {name}: {details.redact(listing.error)}")
+    details.evidence.pop(options.section.name, None)  # which is the end of the listing
+    if listing.is_other:
+        raise ProbeFailure("state", f"{path} on {context.host} is not a regular file")
     found = listing.find_newest(path)
+    if found is None and listing.count > len(listing.files):
+        searched = f"only the newest {len(listing.files)} of {listing.count} files of the folder were looked at"
+        raise ProbeFailure("shell", f"{context.host}: {path} was not found; {searched}")
     if found is None:
-        searched = f"; only the newest {len(listing.files)} of {listing.count} files of the folder were looked at"
-        more = searched if listing.count > len(listing.files) else ""
-        raise ProbeFailure("state", f"there is no file {path} on {context.host}{more}")
+        raise ProbeFailure("state", f"there is no file {path} on {context.host}")
     details.gauges["service_file_modified_timestamp_seconds"] = found.modified
     details.gauges["service_file_size_bytes"] = found.size
-    shown, age = details.redact(found.name), max(0.0, listing.now - found.modified)
+    shown, age = details.redact(found.name), listing.now - found.modified
+    if age < -MAX_SKEW and options.newer_than is not None:
+        raise ProbeFailure("state", f"{shown} was changed in the future, by the clock of {context.host}")
+    age = max(0.0, age)
     details.evidence["file"] = f"{shown}, {found.size} bytes, changed {format_duration(round(age))} ago"
     if options.newer_than is not None and age > options.newer_than:
         expected = f"expected less than {format_duration(options.newer_than)}"

@@ -16,11 +16,11 @@ from exporter.probes.expectations import (
 )
 from exporter.probes.json_conditions import JsonExpect, check_json, parse_json
 from exporter.probes.net.connections import Unreachable, check_unreachable, expand_unreachable
-from exporter.probes.net.cookies import Cookies
+from exporter.probes.net.cookies import Cookies, list_values
 from exporter.probes.net.http_client import LONG_BODY, decode, fetch
 from exporter.probes.net.http_request import HttpBodyOptions, HttpRequestOptions, RequestHeaderName
 from exporter.probes.net.http_response import HttpResponse
-from exporter.probes.net.kept_values import fill, find_names
+from exporter.probes.net.kept_values import check_places, fill, find_names
 from exporter.probes.values import HttpValues, find_texts, note_http_values
 from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import ConfigModel
@@ -121,6 +121,8 @@ class HttpProbeOptions(HttpBodyOptions):
 
     @model_validator(mode="after")
     def _check_unreachable(self) -> "HttpProbeOptions":
+        if self.expect.unreachable and (self.values or self.before):
+            raise ValueError("`expect: unreachable` excludes values and before")
         if self.expect.unreachable and self.proxy is not None:
             raise ValueError("`expect: unreachable` cannot be checked through a proxy")
         return self
@@ -139,6 +141,7 @@ class HttpProbeOptions(HttpBodyOptions):
     def _check_kept(self) -> "HttpProbeOptions":
         known: set[str] = set()
         for step in (*self.before, self):
+            check_places(step)
             missing = find_names(step) - known
             if missing:
                 raise ValueError(f"{{kept.{min(missing)}}}: no request before keeps it")
@@ -169,10 +172,12 @@ async def _take_steps(steps: Sequence[HttpStep], details: ProbeDetails) -> tuple
     """Send the requests before that of the probe; return the cookies and the kept values. Raises ProbeFailure."""
     cookies, kept = Cookies(), dict[str, str]()
     for number, step in enumerate(steps, 1):
+        details.timeout_failure = ProbeFailure("timeout", f"request {number} before: no answer in time")
         try:
             kept |= await _take_step(fill(step, kept), cookies, details)
         except ProbeFailure as failure:
             raise ProbeFailure(failure.reason, f"request {number} before: {failure.message}") from failure
+        details.timeout_failure = None
     details.evidence.clear()  # which is that of the request before
     return cookies, kept
 
@@ -180,18 +185,18 @@ async def _take_steps(steps: Sequence[HttpStep], details: ProbeDetails) -> tuple
 async def _take_step(step: HttpStep, cookies: Cookies, details: ProbeDetails) -> Mapping[str, str]:
     """Send one request, and return what is kept of its response. Raises ProbeFailure."""
     response = await fetch(step, details, cookies=cookies)
+    found: Mapping[str, str] = {}
     if step.keep or step.expect.reads_body:
         response = await decode_unless_refused(step, step.expect.status, response, details)
+    if step.keep:
+        text = recode_as_utf8(response.header("content-type"), response.body)
+        found = await run_in_thread(find_texts, step.keep, response.header, text)
+    for value in (*found.values(), *list_values(response.header_values("set-cookie"))):
+        details.redact = details.redact.with_secret(value)  # also in what follows here
     await check_response(step, step.expect, response, details)
-    if not step.keep:
-        return {}
-    text = recode_as_utf8(response.header("content-type"), response.body)
-    found = await run_in_thread(find_texts, step.keep, response.header, text)
-    for value in found.values():
-        details.redact = details.redact.with_secret(value)
     missing = [name for name in step.keep if name not in found]
     if missing:
-        raise ProbeFailure("body", f"the response has no value for {missing[0]}")
+        raise ProbeFailure("body", f"the response has no text or number for {missing[0]}")
     return found
 
 

@@ -53,6 +53,12 @@ class LengthCondition(ConfigModel):
     below: Annotated[int, Field(strict=True)] | None = None
     exactly: Annotated[int, Field(strict=True, ge=0)] | None = None
 
+    @model_validator(mode="after")
+    def _check(self) -> "LengthCondition":
+        if not self.model_fields_set:
+            raise ValueError("needs at least one of above, below, exactly")
+        return self
+
     def describe_mismatch(self, length: int) -> str:
         if self.exactly is not None and length != self.exactly:
             return f"a length of {self.exactly}"
@@ -86,7 +92,10 @@ class JsonCondition(ConfigModel):
     @field_validator("not_", "any_", mode="before")
     @classmethod
     def _parse_nested(cls, value: Any) -> Any:
-        return _parse_expected(value)
+        nested = _parse_expected(value)
+        if isinstance(nested, JsonCondition) and nested.absent is not None:
+            raise ValueError("absent cannot stand in another condition")
+        return nested
 
     @model_validator(mode="after")
     def _check(self) -> "JsonCondition":
@@ -100,26 +109,26 @@ class JsonCondition(ConfigModel):
     def has_any(self) -> bool:
         return "any_" in self.model_fields_set
 
-    def find_mismatches(self, value: Any, document: Any, details: ProbeDetails) -> Iterator[str]:
+    def find_mismatches(self, value: Any, document: "_Document", details: ProbeDetails) -> Iterator[str]:
         """Yield each part of the condition that `value` does not meet. Raises ProbeFailure."""
         if self.matches is not None and not (
             isinstance(value, str) and compile_cached(self.matches).search(value.encode("utf-8", "replace"))
         ):
             yield f"a string that matches {self.matches!r}"
         for name, bound in (("above", self.above), ("below", self.below)):
-            limit = _find_number(bound, document) if isinstance(bound, str) else bound
+            limit = document.find_number(bound) if isinstance(bound, str) else bound
             if limit is None:
                 continue
             if not _is_number(value) or not (value > limit if name == "above" else value < limit):
                 yield f"{name} {limit:g}" + (f" ({bound})" if isinstance(bound, str) else "")
         if self.equal_to is not None:
-            other = _find_one(self.equal_to, document)
+            other = document.find_one(self.equal_to)
             if not _is_equal(other, value):
                 yield f"{_format_value(other, details)} ({self.equal_to})"
         if self.length is not None:
             has_length = isinstance(value, str | list | dict)
             yield self.length.describe_mismatch(len(value)) if has_length else "a value with a length"
-        if "not_" in self.model_fields_set and not describe_mismatch(self.not_, value, document, details):
+        if "not_" in self.model_fields_set and not _describe_mismatch(self.not_, value, document, details):
             yield f"not {_format_value(self.not_, details)}"
 
 
@@ -183,6 +192,7 @@ def check_json(expect: Mapping[str, Any], document: Any, details: ProbeDetails) 
 def find_json_problem(path: str, expected: Any, document: Any, details: ProbeDetails) -> str:
     """Return how what `path` selects differs from what is expected, or an empty string. Raises ProbeFailure."""
     values = find_values(path, document).values()
+    compared = _Document(document)
     if isinstance(expected, JsonCondition) and expected.absent is not None:
         return _find_presence_problem(path, values, details, is_absent=expected.absent)
     if not values:
@@ -190,11 +200,11 @@ def find_json_problem(path: str, expected: Any, document: Any, details: ProbeDet
     if (
         isinstance(expected, JsonCondition)
         and expected.has_any
-        and all(describe_mismatch(expected.any_, value, document, details) for value in values)
+        and all(_describe_mismatch(expected.any_, value, compared, details) for value in values)
     ):
         return f"{path} selects no value that is {_format_value(expected.any_, details)}"
     for value in values:
-        mismatch = describe_mismatch(expected, value, document, details)
+        mismatch = _describe_mismatch(expected, value, compared, details)
         if mismatch:
             return f"{path} is {_format_value(value, details)}, expected {mismatch}"
     return ""
@@ -206,26 +216,36 @@ def _find_presence_problem(path: str, values: list[Any], details: ProbeDetails, 
     return f"{path} selects nothing, expected any value" if not is_absent and not values else ""
 
 
-def describe_mismatch(expected: Any, value: Any, document: Any, details: ProbeDetails) -> str:
+def _describe_mismatch(expected: Any, value: Any, document: "_Document", details: ProbeDetails) -> str:
     """Return what was expected instead of `value`, or an empty string if it is as expected. Raises ProbeFailure."""
     if isinstance(expected, JsonCondition):
         return next(filter(None, expected.find_mismatches(value, document, details)), "")
     return "" if _is_equal(expected, value) else _format_value(expected, details)
 
 
-def _find_one(path: str, document: Any) -> Any:
-    """Return the only value that a path selects, with which another one is compared. Raises ProbeFailure."""
-    values = find_values(path, document).values()
-    if len(values) != 1:
-        raise ProbeFailure("json", f"{path} selects {len(values) or 'no'} values, expected one to compare with")
-    return values[0]
+class _Document:
+    """The document that paths of conditions are compared with: each is looked for once, not for each value."""
 
+    def __init__(self, value: Any) -> None:
+        self._value = value
+        self._found: dict[str, Any] = {}
 
-def _find_number(path: str, document: Any) -> float:
-    number = _find_one(path, document)
-    if not _is_number(number):
-        raise ProbeFailure("json", f"{path} is no number to compare with")
-    return float(number)
+    def find_one(self, path: str) -> Any:
+        """Return the only value that a path selects. Raises ProbeFailure."""
+        if path not in self._found:
+            values = find_values(path, self._value).values()
+            if len(values) != 1:
+                count = len(values) or "no"
+                raise ProbeFailure("json", f"{path} selects {count} values, expected one to compare with")
+            self._found[path] = values[0]
+        return self._found[path]
+
+    def find_number(self, path: str) -> float:
+        """Return the only value that a path selects, which must be a number. Raises ProbeFailure."""
+        number = self.find_one(path)
+        if not _is_number(number):
+            raise ProbeFailure("json", f"{path} is no number to compare with")
+        return float(number)
 
 
 def _is_equal(one: Any, other: Any) -> bool:

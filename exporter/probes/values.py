@@ -23,7 +23,7 @@ ValueName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,29}$")]
 
 def _check_group(pattern: str) -> str:
     if compile_cached(pattern).groups != 1:
-        raise ValueError(f"needs one group, around the number (write {r'free: ([0-9]+)'!r})")
+        raise ValueError(f"needs one group, around the value (write {r'free: ([0-9]+)'!r})")
     return pattern
 
 
@@ -66,8 +66,13 @@ def find_texts(
     return {
         name: text
         for name, text in texts.items()
-        if isinstance(found[name], str | int | float) and 0 < len(text) <= KEPT_LIMIT
+        if isinstance(found[name], str | int | float) and 0 < len(text) <= KEPT_LIMIT and _is_encodable(text)
     }
+
+
+def _is_encodable(text: str) -> bool:
+    """Whether a text can be sent: JSON may have half of a character."""
+    return text.encode("utf-8", "replace").decode() == text
 
 
 def _find(sources: Mapping[str, HttpValue], find_header: Callable[[str], str | None], body: bytes) -> Mapping[str, Any]:
@@ -107,7 +112,7 @@ def _note(found: Mapping[str, Any], details: ProbeDetails) -> None:
     details.values = {name: number for name, number in numbers.items() if number is not None}
     missing = [name for name, number in numbers.items() if number is None]
     if missing:
-        details.evidence["values not found"] = ", ".join(missing)
+        details.evidence["not found"] = ", ".join(missing)
 
 
 def _parse_number(value: Any) -> float | None:

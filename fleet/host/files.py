@@ -17,7 +17,7 @@ from fleet.host.sections import Section
 NAME = "files"
 FILES_LIMIT = 1000  # of a folder, the newest
 _GLOB = re.compile(r"[*?\[]")
-_ENTRY = re.compile(r"\+(\d{1,12}) (\d{1,18}) (.+)")
+_ENTRY = re.compile(r"\+(-?\d{1,12}) (\d{1,18}) (.+)")
 _COUNT = re.compile(r"\d{1,12}")
 
 
@@ -46,7 +46,7 @@ for name; do
         *) printf '!error %s\n' "$(echo $found)" ;;
         esac
     elif [ "${{name%/}}" = "$name" ]; then
-        printf '+%s\n' "$found"
+        if [ -f "$name" ]; then printf '+%s\n' "$found"; else echo '!other'; fi
     elif [ -r "$name" ] && [ -x "$name" ]; then
         find -L "$name" -maxdepth 1 -type f ! -name '*
 *' -exec stat -L -c '%Y %s %n' -- {{}} + 2>/dev/null | sort -rn | awk '
@@ -80,12 +80,20 @@ class FileListing:
     files: tuple[HostFile, ...] = ()
     count: int = 0
     error: str = ""
+    is_other: bool = False  # than a regular file
 
     def find_newest(self, path: str) -> HostFile | None:
-        """Return the file that was changed last among those that match the path."""
+        """Return the file that was changed last among those that match the path, as a shell matches it."""
         pattern = posixpath.basename(path)
-        matching = (each for each in self.files if fnmatch.fnmatchcase(posixpath.basename(each.name), pattern))
+        matching = (each for each in self.files if _matches(posixpath.basename(each.name), pattern))
         return max(matching, key=lambda each: each.modified, default=None)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a name matches a pattern, or is the same; a dot at its beginning must stand in the pattern."""
+    if _GLOB.search(pattern) is None:
+        return name == pattern
+    return fnmatch.fnmatchcase(name, pattern) and (pattern.startswith(".") or not name.startswith("."))
 
 
 def name_of(path: str) -> str:
@@ -101,7 +109,7 @@ def build_section(path: str) -> Section:
 def parse_listings(output: str) -> Mapping[str, FileListing]:
     """Parse the section's output: listings by name, without those that are incomplete."""
     listings: dict[str, FileListing] = {}
-    now, name, files, count, error = 0.0, "", list[HostFile](), 0, ""
+    now, name, files, count, error, is_other = 0.0, "", list[HostFile](), 0, "", False
     for line in output.split("\n"):
         word, _, rest = line.partition(" ")
         if entry := _ENTRY.fullmatch(line):
@@ -109,11 +117,13 @@ def parse_listings(output: str) -> Mapping[str, FileListing]:
         elif word == "!now" and _COUNT.fullmatch(rest):
             now = float(rest)
         elif word == "!path":
-            name, files, count, error = rest, [], 0, ""
+            name, files, count, error, is_other = rest, [], 0, "", False
         elif word == "!count" and _COUNT.fullmatch(rest):
             count = int(rest)
         elif word == "!error":
             error = rest or "unknown error"
+        elif word == "!other":
+            is_other = True
         elif word == "!end":
-            listings[name] = FileListing(now, tuple(files), count, error)
+            listings[name] = FileListing(now, tuple(files), count, error, is_other)
     return listings

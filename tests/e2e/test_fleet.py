@@ -89,12 +89,10 @@ def broken_cards(fleet: Fleet) -> None:
         },
     )  # fmt: skip
     fleet.cards([card(0, **{"utilization.gpu": "0"}), hot, bad], lost=lost)
-    fleet.kernel_log(logged(30, 79, "0000:03:00"))
 
 
 def whole_cards(fleet: Fleet) -> None:
     fleet.cards([card(index) for index in range(4)])
-    fleet.kernel_log()
 
 
 async def report(fleet: Fleet, **values: Any) -> None:
@@ -234,10 +232,13 @@ FAULTS = [
             ("GPUUnhealthy", {"host": "box", "gpu": "3"}), ("GPUUnhealthy", {"gpu": "2", "fault": "recovery"}),
             ("GPUMissing", {"host": "box"}), ("GPUErrors", {"gpu": "2", "fault": "uncorrected"}),
             ("GPUErrors", {"gpu": "2", "fault": "remap_failure"}), ("GPUErrors", {"gpu": "2", "fault": "memory_pending"}),
-            ("GPUErrors", {"gpu": "3", "fault": "xid", "xid": "79"}),
             ("GPUHot", {"gpu": "1"}), ("GPUThrottled", {"gpu": "1", "reason": "hw_slowdown"}),
         ),
         broken_cards, whole_cards,
+    ),
+    Fault(
+        "a card logs an error", (("GPUErrors", {"gpu": "3", "fault": "xid", "xid": "79"}),),
+        lambda fleet: fleet.kernel_log(logged(30, 79, "0000:03:00")), nothing, lingers=True,
     ),
     Fault("a configuration is refused", (("ConfigReloadFailed", {"job": "defib-exporter"}),), misconfigure, configure),
     Fault("somebody knocks", (("WebhookRefused", {"code": "401"}),), knock, nothing, "fallback", lingers=True),

@@ -72,11 +72,23 @@ async def test_who_may_probe_which_targets(exporter: Exporter, serve: Serve) -> 
         ({}, "the parameter target is missing"),
         ({"target": "x" * 9000}, "too long"),
         ({"target": target, "module": "nothing"}, "unknown module 'nothing'"),
-        ({"target": "http://user:pa ss@[/"}, "module http_2xx"),
-        ({"target": "no-port", "module": "ssh"}, "module ssh"),
     ):
         refused = await probe(exporter, **query)
         assert (refused.status_code, message in refused.text) == (400, True), refused.text
+
+
+async def test_targets_that_cannot_be_probed(exporter: Exporter) -> None:
+    configure(exporter)
+    await exporter.start()
+    for query in (
+        {"target": "http://user:pa ss@[/"},
+        {"target": "no-port", "module": "ssh"},
+        {"target": "h:99999", "module": "ssh"},
+    ):
+        failed = await probe(exporter, debug="true", **query)
+        assert failed.text.startswith("The probe has failed (error): module "), failed.text
+        assert "\nprobe_success 0.0\n" in failed.text
+        assert "pa ss" not in failed.text
 
 
 async def test_without_a_file_of_modules_there_are_none(exporter: Exporter) -> None:
@@ -117,7 +129,14 @@ async def test_a_reload_reads_the_modules_again(exporter: Exporter, serve: Serve
         ),
         ("modules: {a: {prober: http, http: {basic_auth: {username: u, password_file: /nonexistent}}}}", "cannot read"),
         ("modules: {a: {prober: http, http: {headers: {X: ['s3cret-value']}}}}", "modules.a.http.headers.X"),
-        ("{", "not valid YAML"),
+        ("{", "not valid YAML ("),
+        ("modules: {a: {prober: http, http: {bearer_token: s3cret", "not valid YAML ("),
+        ("modules: {a: {prober: http}, a: {prober: tcp}}", "duplicate key in line 1"),
+        (
+            "modules: {a: {prober: http, http: {bearer_token_file: /nonexistent}}}",
+            "/nonexistent: there is no such file",
+        ),
+        ("modules: {a: {prober: http, http: {tls_config: {ca_file: /nonexistent}}}}", "there is no such file"),
         ("", "modules: Field required"),
         ("[1]", "valid dictionary"),
     ],

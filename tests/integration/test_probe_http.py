@@ -724,9 +724,9 @@ class Shop:
             response = web.json_response(
                 {"auth": {"token": self.token}, "n": 7} if good else {}, headers={"X-Id": "a/b"}
             )
-            response.set_cookie("session", "s1")
+            response.set_cookie("session", "s1-of-the-session")
             return response
-        if request.cookies.get("session") != "s1":
+        if request.cookies.get("session") != "s1-of-the-session":
             return web.Response(status=401, text="sign in first")
         if request.path == "/next":
             return web.Response(text=f"ticket={request.query['n']}-{request.query['id']};")
@@ -766,10 +766,10 @@ async def test_requests_in_sequence_hand_values_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("steps", "reason", "message"),
     [
-        ([{**LOGIN, "json": {}}], "body", "request 1 before: the response has no value for "),
+        ([{**LOGIN, "json": {}}], "body", "request 1 before: the response has no text or number for "),
         ([LOGIN, {**NEXT, "expect": {"status": 204}}], "status", "request 2 before: answered 200, expected 204"),
         ([NEXT | {"url": "/next"}], "status", "request 1 before: answered 401"),
-        ([LOGIN, {**NEXT, "keep": {"x": "$.x"}}], "body", "request 2 before: the response has no value for x"),
+        ([LOGIN, {**NEXT, "keep": {"x": "$.x"}}], "body", "request 2 before: the response has no text or number for x"),
     ],
 )
 async def test_a_request_before_fails(tmp_path: Path, steps: Any, reason: str, message: str) -> None:
@@ -780,8 +780,37 @@ async def test_a_request_before_fails(tmp_path: Path, steps: Any, reason: str, m
 
 
 @pytest.mark.parametrize(
+    "expect",
+    [{"status": 201}, {"json": {"$.auth.token": "x"}}, {"body_matches": "zzz"}, {"headers": {"Set-Cookie": "^x"}}],
+)
+async def test_what_is_kept_is_masked_also_where_the_request_fails(tmp_path: Path, expect: dict[str, Any]) -> None:
+    shop = Shop()
+    shop.token = "t0ken-of-the-shop"
+    async with peers.web_server(shop.answer) as port:
+        base = f"http://127.0.0.1:{port}"
+        result = await run(tmp_path, f"{base}/orders", **_in_sequence(base, {**LOGIN, "expect": expect}))
+    assert result.message.startswith("request 1 before: ")
+    assert "t0ken" not in result.message
+    assert "s1-of-the-session" not in result.message
+
+
+async def test_half_a_character_is_not_kept(tmp_path: Path) -> None:
+    async def answer_half(_request: web.Request) -> web.Response:
+        return web.Response(text='{"a": "\\ud800"}')
+
+    async with peers.web_server(answer_half) as port:
+        base = f"http://127.0.0.1:{port}"
+        steps = {"url": "/", "keep": {"a": "$.a"}}
+        result = await run(tmp_path, f"{base}/?{{kept.a}}", **_in_sequence(base, steps))
+    assert (result.reason, "has no text or number for a" in result.message) == ("body", True), result.message
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"url": "http://h/", "auth": {"bearer": "{kept.a}"}}, "is possible in url, headers, body, json and form only"),
+        ({"url": "http://h/", "expect": {"body_matches": "{kept.a}"}}, "is possible in url"),
+        ({"url": "http://h/", "files": {"f": {"content": "{kept.a}"}}}, "is possible in url"),
         ({"url": "http://h/{kept.a}"}, "{kept.a}: no request before keeps it"),
         ({"url": "http://h/", "before": [{"url": "http://h/{kept.a}", "keep": {"a": "$.a"}}]}, "no request before"),
         ({"url": "http://{kept.a}.test/", "before": [{"url": "http://h/", "keep": {"a": "$.a"}}]}, "{kept.a}"),

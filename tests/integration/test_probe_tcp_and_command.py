@@ -166,6 +166,13 @@ async def test_what_must_be_unreachable(serve: Serve, tmp_path: Path, kind: str)
         assert (silent.reason, silent.details.evidence["unreachable"]) == (None, "no answer")
 
 
+@pytest.mark.parametrize("kind", ["http", "tcp", "icmp"])
+async def test_a_local_address_of_the_other_ip_version_makes_nothing_unreachable(tmp_path: Path, kind: str) -> None:
+    options = {"address": "127.0.0.1", "expect": "unreachable"} if kind == "icmp" else _unreachable(kind, "127.0.0.1:1")
+    result = await probed(tmp_path, kind, {**options, "source": "::1"})
+    assert result.reason == "error", result.message
+
+
 @contextlib.contextmanager
 def full_backlog() -> Iterator[int]:
     """A port that drops packets: its queue of connections is full, and nobody accepts any."""
@@ -187,6 +194,7 @@ def full_backlog() -> Iterator[int]:
         ("tcp", {"address": "h:1", "tls": True, "expect": "unreachable"}, "excludes tls and dialogue"),
         ("tcp", {"address": "h:1", "expect": "closed"}, "expect"),
         ("icmp", {"address": "h", "expect": {"unreachable": True, "replies": 1}}, "excludes all other"),
+        ("http", {"url": "http://h/", "values": {"a": "$.a"}, "expect": "unreachable"}, "excludes values and before"),
         ("http", {"url": "http://h/", "values": {"a b": "$.a"}}, "values"),
         ("http", {"url": "http://h/", "values": {"a": "a"}}, "JSONPath"),
         ("http", {"url": "http://h/", "values": {"a": {"body": "[0-9]+"}}}, "needs one group"),
@@ -217,7 +225,7 @@ async def test_values_of_a_response(serve: Serve, tmp_path: Path) -> None:
     result = await probed(tmp_path, "http", {"url": url, "values": values})
     assert result.reason == "status"  # the values are those of what was answered
     assert result.details.values == {"queue": 7, "ok": 1, "text": 2.5, "first": 1, "left": 42, "pattern": 7}
-    assert result.details.evidence["values not found"] == "absent, big, list, none"
+    assert result.details.evidence["not found"] == "absent, big, list, none"
 
 
 async def test_values_of_an_output(tmp_path: Path) -> None:

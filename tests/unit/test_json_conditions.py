@@ -1,6 +1,7 @@
 """Conditions on JSON values."""
 
 import re
+import time
 from typing import Any
 
 import pytest
@@ -88,11 +89,19 @@ def test_nothing_to_compare_with(expected: Any, message: str) -> None:
         problem("$.used", expected)
 
 
+def test_a_path_to_compare_with_is_looked_for_once() -> None:
+    page = {"values": list(range(9000)), "deep": [{"x": [{}] * 9}] * 900, "limit": 9000}
+    expected = ADAPTER.validate_python({"$.values[*]": {"below": "$..limit"}})["$.values[*]"]
+    started = time.process_time()
+    assert find_json_problem("$.values[*]", expected, page, ProbeDetails()) == ""
+    assert time.process_time() - started < 10
+
+
 @pytest.mark.parametrize(
     "expected",
     [
         {}, {"absent": True, "not": 1}, {"above": "used"}, {"length": -1}, {"length": {"over": 1}}, {"not": {}},
-        {"any": {"matches": "("}}, {"equal_to": 3}, {"above": True}, {"unknown": 1},
+        {"not": {"absent": True}}, {"any": {"absent": False}}, {"length": {}}, {"any": {"matches": "("}}, {"equal_to": 3}, {"above": True}, {"unknown": 1},
     ],
 )  # fmt: skip
 def test_conditions_that_are_refused(expected: Any) -> None:

@@ -25,8 +25,9 @@ P = TypeVar("P", bound=asyncio.BaseProtocol)
 D = TypeVar("D", bound=asyncio.DatagramProtocol)
 DNS_PORT = 53
 ALERT_TIMEOUT = 2.0  # seconds for reading a TLS alert
-# Errors of exhausted resources on this machine.
-_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.EAGAIN}
+# Errors of this machine: exhausted resources, and a local address that it has not, or of the other version of IP.
+_OWN_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.EAGAIN}
+_OWN_ERRORS |= {errno.EINVAL, errno.EAFNOSUPPORT, socket.EAI_ADDRFAMILY, socket.EAI_FAMILY}
 UNREACHABLE_SHARE = 0.8  # of a probe's timeout, in which nothing may answer
 NEXT_ADDRESS_DELAY = 0.25  # seconds (RFC 8305)
 
@@ -313,7 +314,7 @@ async def record_served_chain(
 def connection_failure(error: OSError, message: str) -> ProbeFailure:
     """Return a failure with the reason `connect`, or `error` if this machine lacks resources such as sockets."""
     causes = getattr(error, "exceptions", None) or (error,)
-    reason: FailureReason = "error" if all(each.errno in _EXHAUSTED for each in causes) else "connect"
+    reason: FailureReason = "error" if all(each.errno in _OWN_ERRORS for each in causes) else "connect"
     return ProbeFailure(reason, f"{message}: {describe_os_error(error)}")
 
 

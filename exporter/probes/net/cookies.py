@@ -29,6 +29,11 @@ class Cookies:
         return request.with_cookies(_select(self._jar, request.url)) if self._jar else request
 
 
+def list_values(set_cookies: Iterable[str]) -> list[str]:
+    """Return the values of cookies, which may be those of sessions."""
+    return [each.partition(";")[0].partition("=")[2].strip(' "') for each in set_cookies]
+
+
 def _create_jar() -> "CookieJar":
     from aiohttp import CookieJar
 

@@ -5,13 +5,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 
 from exporter.probes.net.http_request import HttpBodyOptions
 from exporter.results import ProbeFailure
 
 _KEPT = re.compile(r"\{kept\.([A-Za-z_][A-Za-z0-9_]*)\}")
-_BODIES = ("body", "json_", "form")  # fields of the options
+_PLACES = ("url", "headers", "body", "json_", "form", "before")  # fields of the options
+_BODIES = ("body", "json_", "form")
 _CACHED = ("request", "content", "token_options")  # of the options, which depend on what is filled in
 OptionsT = TypeVar("OptionsT", bound=HttpBodyOptions)
 
@@ -22,11 +23,20 @@ def find_names(options: HttpBodyOptions) -> set[str]:
     return {match[1] for text in _texts(parts) for match in _KEPT.finditer(text)}
 
 
+def check_places(options: HttpBodyOptions) -> None:
+    """Raise ValueError if a value stands where it would not be filled in."""
+    fields = {name: value for name, value in options if name not in _PLACES}
+    if any(_KEPT.search(text) for text in _texts(fields)):
+        raise ValueError("{kept.…} is possible in url, headers, body, json and form only")
+
+
 def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, SecretStr):
         yield value.get_secret_value()
     elif isinstance(value, str):
         yield value
+    elif isinstance(value, BaseModel):
+        yield from _texts(dict(value))
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from _texts(item)
