@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import selectors
 import signal
 import subprocess
@@ -129,9 +130,7 @@ class Job:
         part = os.read(pipe.fileno(), _PART)
         self._tail.add(part)
         try:
-            written = 0
-            while written < len(part):
-                written += os.write(target, part[written:])
+            _write(target, part)
         except OSError:  # nobody reads it: the job's next write fails, as it would without us
             part = b""
         if not part:
@@ -149,6 +148,18 @@ class Job:
                 self._copy(None)
         finally:
             os._exit(0)
+
+
+def _write(target: int, part: bytes) -> None:
+    """Write all of a part, also to a file that another program has made non-blocking. Raises OSError."""
+    written = 0
+    while written < len(part):
+        try:
+            written += os.write(target, part[written:])
+        except BlockingIOError:
+            room = select.poll()
+            room.register(target, select.POLLOUT)
+            room.poll()
 
 
 def handle_signals(handle: Callable[[int, FrameType | None], None]) -> None:

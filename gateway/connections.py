@@ -195,9 +195,8 @@ class Response:
             self._skip_interim()
             return
         self.status, self.has_begun = status, True
-        self._has_length = (
-            "Content-Length" in self._headers or "chunked" in self._headers.get("Transfer-Encoding", "").lower()
-        )
+        codings = ",".join(self._headers.getall("Transfer-Encoding", ()))
+        self._has_length = "Content-Length" in self._headers or "chunked" in codings.lower()
         if self._method == "HEAD":  # whatever length the headers give, the parser waits for it
             self.is_complete, self.is_reusable = True, False
 
@@ -282,10 +281,14 @@ class Connection(asyncio.Protocol):
         is_sent = sending is None or sending.done()
         if sending is not None:
             sending.cancel()
-        if is_sent and response.at_end and response.is_reusable and self._transport is not None:
+        if is_sent and response.at_end and response.is_reusable and self.is_open:
             self._on_free(self)
         else:
             self.abort()
+
+    @property
+    def is_open(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
 
     def abort(self) -> None:
         if self._transport is not None:
@@ -307,6 +310,10 @@ class Connection(asyncio.Protocol):
             self._response.feed(data)
         else:  # what no request has asked for must not answer the next one
             self.abort()
+
+    def eof_received(self) -> None:
+        """Close the connection; it takes no further request from now on."""
+        self._on_lost(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None

@@ -13,6 +13,7 @@ from gateway.connections import Call, Response, UpstreamError
 from gateway.errors import GatewayError
 from gateway.routing import PREFIX
 from gateway.upstreams import Upstream, Upstreams
+from runtime import VERSION
 from runtime.payloads import decode_json, parse_body
 
 KEPT = 60.0  # seconds; each reading is a request that counts
@@ -92,7 +93,9 @@ class ModelList:
 async def _fetch(upstream: Upstream) -> list[dict[str, Any]]:
     """Request the models of an upstream. Raises ValueError, RefusedError, UpstreamError and TimeoutError."""
     permit = await upstream.admission.admit(Applicant())
-    headers = CIMultiDict({"Authorization": f"Bearer {upstream.api_key}"} if upstream.api_key else {})
+    headers = CIMultiDict({"Accept": "application/json", "User-Agent": f"defib/{VERSION}"})
+    if upstream.api_key:
+        headers["Authorization"] = f"Bearer {upstream.api_key}"
     call = Call("GET", upstream.target_of(f"{PREFIX}/models"), headers, None)
     response = None
     try:

@@ -78,7 +78,11 @@ class ConnectionPool:
     def _take(self, origin: Origin) -> Connection | None:
         """Return the connection that was used last, so that others which are not needed can be closed."""
         idle = self._idle.get(origin)
-        return idle.pop() if idle else None
+        while idle:
+            connection = idle.pop()
+            if connection.is_open:
+                return connection
+        return None
 
     async def _connect(self, origin: Origin) -> Connection:
         """Raises UpstreamError."""
@@ -135,8 +139,8 @@ class ConnectionPool:
         """Close the connections, each after the request for which it is in use."""
         self._is_retired = True
         for idle in self._idle.values():
-            for connection in idle:
-                connection.abort()
+            while idle:
+                idle.pop().abort()
 
     def close(self) -> None:
         """Close all connections at once."""

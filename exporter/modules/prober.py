@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
 from pydantic import ValidationError
 
 from exporter.modules.blackbox_file import Module, read_file
@@ -20,6 +21,7 @@ from fleet.inventory.units import parse_positive_duration
 from runtime.errors import DefibError
 from runtime.redaction import Redactor
 
+log = structlog.get_logger()
 EXAMPLES = {"http": "localhost", "tcp": "localhost:1", "dns": "localhost", "icmp": "localhost", "grpc": "localhost:1"}
 KEPT = 10_000  # targets whose options are kept, with their tokens
 CONCURRENT = 500  # probes
@@ -53,7 +55,7 @@ class ModuleProber:
         """Put the modules of a file in force; without one, there are none. Raises DefibError."""
         modules = await asyncio.to_thread(read_modules, path) if path is not None else {}
         self._modules, self.is_enabled = modules, path is not None
-        self._options.clear()
+        self._options = OrderedDict()  # what still adds to the former one, does so in vain
 
     async def probe(self, name: str, target: str, hostname: str, scrape_timeout: float | None) -> ModuleProbe:
         """Probe a target once; one that cannot be probed is a failure. Raises UnknownModuleError."""
@@ -72,21 +74,23 @@ class ModuleProber:
             timeout = min(timeout, max(scrape_timeout - OFFSET, scrape_timeout / 2))
         async with self._free:
             result = await run_options(module.prober, options, timeout, self._redact)
+        if "traceback" in result.details.evidence:
+            log.error("probe_defect", module=name, traceback=self._redact(result.details.evidence["traceback"]))
         return ModuleProbe(module.prober, result)
 
     async def _find_options(self, name: str, module: Module, target: str, hostname: str) -> Any:
         """Return the options for a target, which keep its OAuth 2 token. Raises ValueError."""
-        key = name, target, hostname
-        options = self._options.get(key)
+        key, known = (name, target, hostname), self._options
+        options = known.get(key)
         if options is None:
             # In a thread: it may read files.
             options, secrets = await asyncio.to_thread(create_options, module, target, hostname)
             self._redact.add(secrets)
-            self._options[key] = options
-            if len(self._options) > KEPT:
-                self._options.popitem(last=False)
+            known[key] = options
+            if len(known) > KEPT:
+                known.popitem(last=False)
         else:
-            self._options.move_to_end(key)
+            known.move_to_end(key)
         return options
 
 

@@ -25,6 +25,7 @@ from exporter.probes.values import HttpValues, find_texts, note_http_values
 from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import ConfigModel
 from fleet.inventory.units import Pattern, Patterns, PositiveDuration, as_list
+from runtime.redaction import Redactor
 
 VALUES_SHOWN = 3  # of a header that is sent several times
 STEPS_LIMIT = 10  # requests before that of the probe
@@ -171,10 +172,11 @@ async def probe_http(options: HttpProbeOptions, context: ProbeContext, details: 
 async def _take_steps(steps: Sequence[HttpStep], details: ProbeDetails) -> tuple[Cookies, Mapping[str, str]]:
     """Send the requests before that of the probe; return the cookies and the kept values. Raises ProbeFailure."""
     cookies, kept = Cookies(), dict[str, str]()
+    secrets = details.redact = Redactor(base=details.redact)
     for number, step in enumerate(steps, 1):
         details.timeout_failure = ProbeFailure("timeout", f"request {number} before: no answer in time")
         try:
-            kept |= await _take_step(fill(step, kept), cookies, details)
+            kept |= await _take_step(fill(step, kept), cookies, secrets, details)
         except ProbeFailure as failure:
             raise ProbeFailure(failure.reason, f"request {number} before: {failure.message}") from failure
         details.timeout_failure = None
@@ -182,17 +184,21 @@ async def _take_steps(steps: Sequence[HttpStep], details: ProbeDetails) -> tuple
     return cookies, kept
 
 
-async def _take_step(step: HttpStep, cookies: Cookies, details: ProbeDetails) -> Mapping[str, str]:
-    """Send one request, and return what is kept of its response. Raises ProbeFailure."""
-    response = await fetch(step, details, cookies=cookies)
+async def _take_step(step: HttpStep, cookies: Cookies, secrets: Redactor, details: ProbeDetails) -> Mapping[str, str]:
+    """Send one request, and return what is kept of its response, which becomes secret. Raises ProbeFailure."""
+    try:
+        response = await fetch(step, details, cookies=cookies)
+    finally:  # also if the response cannot be read
+        last = [value for name, value in details.evidence.get("headers", ()) if name == "set-cookie"]
+        secrets.add([*cookies.values, *list_values(last)])
+        cookies.values.clear()
     found: Mapping[str, str] = {}
     if step.keep or step.expect.reads_body:
         response = await decode_unless_refused(step, step.expect.status, response, details)
     if step.keep:
         text = recode_as_utf8(response.header("content-type"), response.body)
         found = await run_in_thread(find_texts, step.keep, response.header, text)
-    for value in (*found.values(), *list_values(response.header_values("set-cookie"))):
-        details.redact = details.redact.with_secret(value)  # also in what follows here
+    secrets.add(found.values())  # before they could be shown here
     await check_response(step, step.expect, response, details)
     missing = [name for name in step.keep if name not in found]
     if missing:

@@ -93,8 +93,8 @@ class JsonCondition(ConfigModel):
     @classmethod
     def _parse_nested(cls, value: Any) -> Any:
         nested = _parse_expected(value)
-        if isinstance(nested, JsonCondition) and nested.absent is not None:
-            raise ValueError("absent cannot stand in another condition")
+        if isinstance(nested, JsonCondition) and (nested.absent is not None or nested.has_any):
+            raise ValueError("absent and any cannot stand in another condition")
         return nested
 
     @model_validator(mode="after")
@@ -245,13 +245,19 @@ class _Document:
         number = self.find_one(path)
         if not _is_number(number):
             raise ProbeFailure("json", f"{path} is no number to compare with")
-        return float(number)
+        try:
+            return float(number)
+        except OverflowError:
+            raise ProbeFailure("json", f"{path} is too large to compare with") from None
 
 
 def _is_equal(one: Any, other: Any) -> bool:
     """Return whether two JSON values have the same type and value: true is not 1."""
     if isinstance(one, list):
         return isinstance(other, list) and len(one) == len(other) and all(map(_is_equal, one, other))
+    if isinstance(one, dict):
+        is_same = isinstance(other, dict) and one.keys() == other.keys()
+        return is_same and all(_is_equal(one[key], other[key]) for key in one)
     if _is_number(one) or _is_number(other):
         return _is_number(one) and _is_number(other) and one == other
     return type(other) is (str if isinstance(one, str) else type(one)) and one == other

@@ -16,6 +16,7 @@ from fleet.host.sections import Section
 
 NAME = "files"
 FILES_LIMIT = 1000  # of a folder, the newest
+MAX_LINES, MAX_BYTES = 50_000, 4 * 1024 * 1024  # of the section, for all folders of a host
 _GLOB = re.compile(r"[*?\[]")
 _ENTRY = re.compile(r"\+(-?\d{1,12}) (\d{1,18}) (.+)")
 _COUNT = re.compile(r"\d{1,12}")
@@ -103,7 +104,7 @@ def name_of(path: str) -> str:
 
 
 def build_section(path: str) -> Section:
-    return Section(NAME, SCRIPT, (name_of(path),), rank=1)
+    return Section(NAME, SCRIPT, (name_of(path),), rank=1, max_lines=MAX_LINES, max_bytes=MAX_BYTES)
 
 
 def parse_listings(output: str) -> Mapping[str, FileListing]:

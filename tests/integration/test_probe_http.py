@@ -794,6 +794,24 @@ async def test_what_is_kept_is_masked_also_where_the_request_fails(tmp_path: Pat
     assert "s1-of-the-session" not in result.message
 
 
+async def test_many_cookies_are_masked_also_those_of_redirects(tmp_path: Path) -> None:
+    async def many(request: web.Request) -> web.Response:
+        response = web.Response(status=302 if request.path == "/" else 500, text="session-of-the-redirect")
+        if request.path == "/":
+            response.headers["Location"] = "/next"
+            response.headers.add("Set-Cookie", "sid=session-of-the-redirect")
+        for number in range(2000):
+            response.headers.add("Set-Cookie", f"c{number}=value-{number}")
+        return response
+
+    async with peers.web_server(many) as port:
+        base = f"http://127.0.0.1:{port}"
+        result = await run(tmp_path, f"{base}/orders", **_in_sequence(base, {"url": "/"}))
+    assert result.reason == "status", result.message
+    assert result.message.startswith("request 1 before: answered 500")
+    assert "session-of" not in result.message
+
+
 async def test_half_a_character_is_not_kept(tmp_path: Path) -> None:
     async def answer_half(_request: web.Request) -> web.Response:
         return web.Response(text='{"a": "\\ud800"}')

@@ -18,6 +18,9 @@ PAGE = {
     "replicas": {"ready": 3, "desired": 3},
     "workers": [{"state": "idle"}, {"state": "busy"}],
     "nothing": None,
+    "huge": 10**400,
+    "one": {"ok": 1},
+    "yes": {"ok": True},
 }
 ADAPTER: TypeAdapter[dict[str, Any]] = TypeAdapter(JsonExpect)
 
@@ -69,6 +72,7 @@ def test_conditions_that_hold(path: str, expected: Any) -> None:
         ("$.workers[*].state", {"any": "idle", "not": "busy"}, '$.workers[*].state is "busy", expected not "busy"'),
         ("$.limit", {"below": "$.used"}, "$.limit is 50, expected below 40 ($.used)"),
         ("$.used", {"equal_to": "$.limit"}, "$.used is 40, expected 50 ($.limit)"),
+        ("$.yes", {"equal_to": "$.one"}, '$.yes is {"ok": true}, expected {"ok": 1} ($.one)'),
         ("$.used", {"equal_to": "$.status"}, '$.used is 40, expected "ok" ($.status)'),
     ],
 )
@@ -82,6 +86,7 @@ def test_conditions_that_do_not_hold(path: str, expected: Any, message: str) -> 
         ({"below": "$.status"}, "$.status is no number to compare with"),
         ({"above": "$.workers[*]"}, "$.workers[*] selects 2 values, expected one to compare with"),
         ({"equal_to": "$.error"}, "$.error selects no values, expected one to compare with"),
+        ({"below": "$.huge"}, "$.huge is too large to compare with"),
     ],
 )
 def test_nothing_to_compare_with(expected: Any, message: str) -> None:
@@ -101,7 +106,7 @@ def test_a_path_to_compare_with_is_looked_for_once() -> None:
     "expected",
     [
         {}, {"absent": True, "not": 1}, {"above": "used"}, {"length": -1}, {"length": {"over": 1}}, {"not": {}},
-        {"not": {"absent": True}}, {"any": {"absent": False}}, {"length": {}}, {"any": {"matches": "("}}, {"equal_to": 3}, {"above": True}, {"unknown": 1},
+        {"not": {"any": 1}}, {"any": {"any": 1}}, {"not": {"absent": True}}, {"any": {"absent": False}}, {"length": {}}, {"any": {"matches": "("}}, {"equal_to": 3}, {"above": True}, {"unknown": 1},
     ],
 )  # fmt: skip
 def test_conditions_that_are_refused(expected: Any) -> None:

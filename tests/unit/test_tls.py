@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from exporter.probes.net import certificates
 from exporter.probes.net.tls_contexts import OP_LEGACY_SERVER_CONNECT, ProbeTls, ssl_context_for
 from runtime.tls import create_client_context
 from runtime.webconfig import WebConfigFile
@@ -77,3 +78,9 @@ def test_verification_does_not_depend_on_the_version_of_python(
 def test_servers_without_secure_renegotiation() -> None:
     assert ssl_context_for(ProbeTls(legacy=True)).options & OP_LEGACY_SERVER_CONNECT
     assert not ssl_context_for(ProbeTls()).options & OP_LEGACY_SERVER_CONNECT
+
+
+@pytest.mark.parametrize("tls", [ProbeTls(), ProbeTls(legacy=True), ProbeTls(min_version="1.0")])
+def test_certificates_are_read_without_finite_field_groups(tls: ProbeTls) -> None:
+    offered = certificates._create_unverified_connection("h.test", tls).get_cipher_list()
+    assert [name for name in offered if name.startswith(("DHE", "EDH"))] == []

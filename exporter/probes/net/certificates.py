@@ -196,8 +196,8 @@ def _create_unverified_connection(server_name: str, tls: TlsSettings) -> SSL.Con
     context = SSL.Context(SSL.TLS_CLIENT_METHOD)
     context.set_verify(SSL.VERIFY_NONE)
     key = key_of(tls)
-    if key.has_legacy_ciphers:
-        context.set_cipher_list(LEGACY.encode())
+    # Without finite-field Diffie-Hellman: see runtime.tls.
+    context.set_cipher_list(f"{LEGACY if key.has_legacy_ciphers else 'DEFAULT'}:!kDHE:!PSK:!SRP".encode())
     context.set_min_proto_version(VERSIONS[key.min_version])
     if key.max_version:
         context.set_max_proto_version(VERSIONS[key.max_version])

@@ -16,11 +16,13 @@ class Cookies:
 
     def __init__(self) -> None:
         self._jar: CookieJar | None = None
+        self.values: list[str] = []  # which may be those of sessions
 
     def note(self, headers: Iterable[tuple[str, str]], url: URL) -> None:
         """Keep the cookies of a response, whose headers have names in lower case."""
         set_cookies = [value for name, value in headers if name == "set-cookie"]
         if set_cookies:
+            self.values += list_values(set_cookies)
             self._jar = self._jar or _create_jar()
             self._jar.update_cookies_from_headers(set_cookies, url)
 
@@ -30,7 +32,7 @@ class Cookies:
 
 
 def list_values(set_cookies: Iterable[str]) -> list[str]:
-    """Return the values of cookies, which may be those of sessions."""
+    """Return the values of cookies, as they are set by headers."""
     return [each.partition(";")[0].partition("=")[2].strip(' "') for each in set_cookies]
 
 

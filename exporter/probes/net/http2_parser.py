@@ -58,7 +58,7 @@ class Http2Parser:
         connection = self._connection
         connection.initiate_connection()
         connection.increment_flow_control_window(_WINDOW - _FIRST_WINDOW)
-        connection.send_headers(STREAM, headers, end_stream=not body)
+        connection.send_headers(STREAM, [each for each in headers if each[0] != "te"], end_stream=not body)
         self._unsent = memoryview(body)
         self._send_more()
 
@@ -134,6 +134,8 @@ class Http2Parser:
         if isinstance(event, ResponseReceived):
             for name, value in event.headers or ():
                 self._tell_header(_encode(name), _encode(value))
+            if self._status < 200:  # noqa: PLR2004 - h2 tells of interim responses in another way
+                raise Http2Error(f"the status of the response is {self._status}")
             self._events.on_headers_complete()
         elif isinstance(event, DataReceived):
             if event.data:

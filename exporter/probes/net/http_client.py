@@ -242,7 +242,7 @@ async def _exchange(
             details.add_phase("transfer", ended - first_byte)
     _record(reader, details)
     if failure is not None:
-        if first_byte is None and request.secure and request.proxy is None:
+        if not reader.has_received and request.secure and request.proxy is None:
             server_name = server_name_of(tls, request.host)
             failure = await find_handshake_alert(peer, request.port, server_name, tls, options) or failure
         raise failure

@@ -69,6 +69,7 @@ class HttpResponseReader(asyncio.Protocol):
         self._has_length = False  # whether the headers determine where the body ends
         self.version = ""
         self._is_http2 = False
+        self.has_received = False  # anything
         self._parser: httptools.HttpResponseParser | TolerantResponseParser | Http2Parser = (
             httptools.HttpResponseParser(self) if strict else TolerantResponseParser(self)
         )
@@ -80,6 +81,7 @@ class HttpResponseReader(asyncio.Protocol):
         return parser
 
     def data_received(self, data: bytes) -> None:
+        self.has_received = True
         if self.first_byte is None and not self._is_http2:  # which begins with settings
             self.first_byte = time.perf_counter()
         if self.done.done():
@@ -89,6 +91,8 @@ class HttpResponseReader(asyncio.Protocol):
         except httptools.HttpParserUpgrade:
             self.end(None)
         except httptools.HttpParserError as error:
+            if self._is_http2:
+                self.end(ProbeFailure("protocol", f"the answer is not valid HTTP/2: {error}"))
             beginning = quote_excerpt(data, self._details)
             self.end(ProbeFailure("protocol", f"the answer is not HTTP: {error}; it begins with {beginning}"))
         # The parser reports a name, a value or a chunk extension only when it is complete.
