@@ -166,7 +166,7 @@ $reason" ;;
 config: $name
 $reason
 failed: 126" ;;
-            *files) more="$more
+            *allowedfiles) more="$more
 !path $name
 !error $reason
 !end" ;;

@@ -213,7 +213,7 @@ def write_programs(folder: Path) -> None:
         for name in _SECTIONS
     )
     programs = {
-        "docker": 'case "$*" in *listed*) printf "listed\\t1\\tx\\trunning\\ti\\tUp\\n"; exit ;; esac\n'
+        "docker": 'case "$*" in *listed*) printf "listed|1|x|running|i|Up\\n"; exit ;; esac\n'
         f"cat {folder}/containers {folder}/claims\n{_FIND_MARK}{forge}",
         "supervisorctl": f"cat {folder}/claims\necho 'steady FATAL x'\necho 'x\"}}_0 FATAL {MARKUP}'\n",
     }

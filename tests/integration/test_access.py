@@ -343,6 +343,7 @@ async def test_every_route_by_what_is_shown(loop: Loop) -> None:
         UNCHECKED: {"", "viewer", "operator", "admin", "metrics", "webhook"},
         PUBLIC: {"", "viewer", "operator", "admin", "metrics", "webhook"},
         SCRAPE: {"viewer", "operator", "admin", "metrics"},
+        AccessRequirement.TARGETS: {"metrics", "admin"},
         WEBHOOK: {"webhook", "admin"},
         VIEWER: {"viewer", "operator", "admin"},
         OPERATOR: {"operator", "admin"},

@@ -16,7 +16,6 @@ from exporter.probes.net import redirects
 from exporter.probes.net.connections import connect, find_handshake_alert, server_name_of, start_tls
 from exporter.probes.net.content_encoding import decode_body
 from exporter.probes.net.cookies import Cookies
-from exporter.probes.net.http2 import ALPN
 from exporter.probes.net.http_request import (
     HttpProxy,
     HttpRequest,
@@ -36,7 +35,8 @@ TOKEN_LIMIT = 64 * 1024  # characters
 LONG_BODY = 128 * 1024  # bytes; a longer body is checked in a thread
 OnBody = Callable[[HttpResponseReader, bytes], None]
 PacedReader = PacedProtocol[HttpResponseReader]
-_ALPN = (ALPN, "http/1.1")  # both also where HTTP/2 is wanted: the error is clearer than that of the handshake
+HTTP2 = "h2"  # in ALPN
+_ALPN = (HTTP2, "http/1.1")  # both also where HTTP/2 is wanted: the error is clearer than that of the handshake
 _TLS_OF_CONFIGURED_ORIGIN = {"server_name": None, "cert_file": None, "key_file": None}
 
 
@@ -279,7 +279,7 @@ def _has_chosen_http2(request: HttpRequest, options: HttpRequestOptions, transpo
     is_wanted: bool = options.version == "2"
     if not request.secure:
         return is_wanted
-    is_chosen: bool = transport.get_extra_info("ssl_object").selected_alpn_protocol() == ALPN
+    is_chosen: bool = transport.get_extra_info("ssl_object").selected_alpn_protocol() == HTTP2
     if is_wanted and not is_chosen:
         raise ProbeFailure("protocol", "the server does not offer HTTP/2")
     return is_chosen

@@ -4,13 +4,16 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import httptools
 
 from exporter.probes.expectations import quote_excerpt
-from exporter.probes.net.http2_parser import Http2Parser
 from exporter.probes.net.tolerant_parser import TolerantResponseParser
 from exporter.results import ProbeDetails, ProbeFailure
+
+if TYPE_CHECKING:
+    from exporter.probes.net.http2_parser import Http2Parser
 
 HEADERS_LIMIT = 256 * 1024
 PARTS_LIMIT = 20_000  # parts of a body, in addition to one for each `PART` bytes
@@ -74,8 +77,10 @@ class HttpResponseReader(asyncio.Protocol):
             httptools.HttpResponseParser(self) if strict else TolerantResponseParser(self)
         )
 
-    def use_http2(self, write: Callable[[bytes], None]) -> Http2Parser:
+    def use_http2(self, write: Callable[[bytes], None]) -> "Http2Parser":
         """Read the response as HTTP/2, before anything was received; return what sends the request."""
+        from exporter.probes.net.http2_parser import Http2Parser  # h2, which few probes need
+
         parser = Http2Parser(self, write)
         self._parser, self._is_http2 = parser, True
         return parser
