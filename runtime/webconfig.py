@@ -11,7 +11,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import bcrypt
 import structlog
@@ -24,6 +24,7 @@ from runtime.access.roles import Role, UserRole
 from runtime.errors import StartError
 from runtime.tls import restrict_key_exchange
 from runtime.yaml_errors import explain_yaml_error
+from runtime.yaml_loading import INVALID_VALUES, load_unique
 
 CHECK_EVERY = 1.0  # seconds
 log = structlog.get_logger()
@@ -34,8 +35,6 @@ _MESSAGES = {
     "dict_type": "must be a map",
     "string_type": "must be text, in quotes",
 }
-# What PyYAML raises for a value that does not have the form of its type, such as the date 2026-13-45.
-_INVALID_VALUES = (ValueError, LookupError, AttributeError, OverflowError, TypeError)
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # a token of RFC 9110, 5.6.2
 _HEADER_VALUE = re.compile(r"[!-~](?:[\t -~]*[!-~])?|")
 # Those that say how a response is to be read: with others of them, clients could read no response.
@@ -169,21 +168,6 @@ def _format_error(error: ErrorDetails) -> str:
     return ": ".join(filter(None, [".".join(map(str, error["loc"])), message]))
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses keys that are lists or maps, and duplicate ones: the later one would silently replace all roles."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                problem = "a key must be text; one that starts with { or [ must be in quotes"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value!r}", key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
 def describe_exposure(path: Path) -> str:
     """Return who else can read or change the web configuration; empty if nobody can. Raises StartError."""
     mode = stat.S_IMODE(_read_status(path).st_mode)
@@ -213,7 +197,7 @@ def load(path: Path | None) -> WebConfig:
     except ValidationError as error:
         problems = "; ".join(map(_format_error, error.errors()))
         raise StartError(f"{path}: {problems}") from None
-    except _INVALID_VALUES as error:
+    except INVALID_VALUES as error:
         raise StartError(f"{path}: invalid YAML: {error}") from error
     if config is None:
         raise StartError(f"{path} is empty; for no users and no TLS, write {{}}")
@@ -241,7 +225,7 @@ def _protections(config: WebConfig) -> set[str]:
 
 def _parse(source: bytes) -> WebConfig | None:
     """Return the configuration, or None if there is none in the file, as while it is written."""
-    value = yaml.load(source, _Loader)  # noqa: S506 - a safe loader
+    value = load_unique(source)
     return None if value is None else WebConfig.model_validate(value)
 
 

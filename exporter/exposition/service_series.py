@@ -3,10 +3,11 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
 from exporter.exposition.metrics_page import MetricFamily, format_labels
-from exporter.results import FailureReason, ProbeResult
+from exporter.results import FailureReason, ProbeResult, TlsInfo
 from exporter.service_state import ServiceState
 from fleet.inventory.model import Host, Service
 from fleet.inventory.thresholds import ThresholdTable
@@ -72,6 +73,12 @@ def format_service_labels(service: Service) -> str:
     return format_labels(
         {"service": service.id, "host": service.host, "provider": service.provider, "category": service.category}
     )
+
+
+@lru_cache(maxsize=10_000)
+def _format_tls_labels(tls: TlsInfo) -> str:
+    """Return the labels of a certificate, which a service serves for months."""
+    return format_labels(asdict(tls))
 
 
 class ServiceSeries:
@@ -149,7 +156,7 @@ class ServiceSeries:
             for name, value in details.gauges.items():
                 lines[name] = line(name, value)
             if details.tls is not None:
-                labels = format_labels(asdict(details.tls))
+                labels = _format_tls_labels(details.tls)
                 lines["service_tls_info"] = f"service_tls_info{{{self._labels},{labels}}} 1\n"
             if details.components:
                 lines["service_component_up"] = "".join(

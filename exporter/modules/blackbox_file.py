@@ -4,12 +4,13 @@ What the exporter cannot do as that program does is refused, so that no module c
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
 from runtime.errors import DefibError
+from runtime.yaml_loading import DUPLICATE, INVALID_VALUES, load_unique
 
 FILE_LIMIT = 4 * 2**20  # bytes
 IpProtocol = Literal["", "ip4", "ip6"]
@@ -167,18 +168,6 @@ class _File(_Model):
     modules: dict[str, Module]
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses duplicate keys, which PyYAML accepts."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys: set[str] = set()
-        for key, _ in node.value:
-            if key.tag != "tag:yaml.org,2002:merge" and str(key.value) in keys:
-                raise yaml.constructor.ConstructorError(None, None, "duplicate key", key.start_mark)
-            keys.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
 def read_file(path: Path) -> dict[str, Module]:
     """Read the modules of a file, by name. Raises DefibError."""
     try:
@@ -186,17 +175,26 @@ def read_file(path: Path) -> dict[str, Module]:
             content = file.read(FILE_LIMIT + 1)
         if len(content) > FILE_LIMIT:
             raise DefibError(f"{path}: larger than {FILE_LIMIT} bytes")
-        written: Any = yaml.load(content, _Loader)  # noqa: S506 - a safe loader
+        written = load_unique(content)
         return _File.model_validate(written if written is not None else {}).modules
     except OSError as error:
         raise DefibError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeError, RecursionError) as error:
-        # Without the excerpt that the error shows: it may have a secret.
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        where = f" in line {mark.line + 1}" if mark is not None else ""
-        what = problem if problem == "duplicate key" else f"not valid YAML ({problem or type(error).__name__})"
-        raise DefibError(f"{path}: {what}{where}") from None
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise DefibError(f"{path}: {where}: {first['msg']}") from error
+        raise DefibError(f"{path}: {describe_first(error)}") from error
+    except (yaml.YAMLError, RecursionError, *INVALID_VALUES) as error:
+        raise DefibError(f"{path}: {_describe_yaml(error)}") from None
+
+
+def _describe_yaml(error: Exception) -> str:
+    """Return what is wrong and where, without the excerpt that the error shows: it may have a secret."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or type(error).__name__
+    where = f" in line {mark.line + 1}" if mark is not None else ""
+    what = DUPLICATE if problem.startswith(DUPLICATE) else f"not valid YAML ({problem})"
+    return f"{what}{where}"
+
+
+def describe_first(error: ValidationError) -> str:
+    """Return the first problem, without the values: they may be secrets."""
+    first = error.errors(include_input=False, include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    return (f"{where}: " if where else "") + first["msg"].removeprefix("Value error, ")

@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 
-from exporter.modules.blackbox_file import Module, read_file
+from exporter.modules.blackbox_file import Module, describe_first, read_file
 from exporter.modules.translation import translate
 from exporter.probes import PROBES
 from exporter.results import ProbeDetails, ProbeResult
@@ -119,9 +119,4 @@ def create_options(module: Module, target: str, hostname: str) -> tuple[Any, lis
 
 
 def _first_problem(error: ValueError) -> str:
-    """Return what is wrong, without the values: they may be secrets."""
-    if not isinstance(error, ValidationError):
-        return str(error)
-    first = error.errors(include_input=False, include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return (f"{where}: " if where else "") + f"{first['msg'].removeprefix('Value error, ')}"
+    return describe_first(error) if isinstance(error, ValidationError) else str(error)

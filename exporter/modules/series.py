@@ -28,9 +28,6 @@ class _Series(Collector):
     def __init__(self, probe: ModuleProbe) -> None:
         self._probe = probe
 
-    def describe(self) -> list[GaugeMetricFamily]:
-        return []
-
     def collect(self) -> Iterator[GaugeMetricFamily]:
         probe = self._probe
         details = probe.result.details

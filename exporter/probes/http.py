@@ -15,7 +15,7 @@ from exporter.probes.expectations import (
     run_in_thread,
 )
 from exporter.probes.json_conditions import JsonExpect, check_json, parse_json
-from exporter.probes.net.connections import Unreachable, check_unreachable, expand_unreachable
+from exporter.probes.net.connections import Unreachable, UnreachableExpect, check_unreachable, expand_unreachable
 from exporter.probes.net.cookies import Cookies, list_values
 from exporter.probes.net.http_client import LONG_BODY, decode, fetch
 from exporter.probes.net.http_request import HttpBodyOptions, HttpRequestOptions, RequestHeaderName
@@ -96,14 +96,8 @@ class HttpExpect(ConfigModel):
         return bool(self.body_matches or self.body_lacks or self.json_)
 
 
-class HttpProbeExpect(HttpExpect):
-    unreachable: Literal[True] | None = None
-
-    @model_validator(mode="after")
-    def _check_unreachable(self) -> "HttpProbeExpect":
-        if self.unreachable and len(self.model_fields_set) > 1:
-            raise ValueError("unreachable excludes all other expectations")
-        return self
+class HttpProbeExpect(HttpExpect, UnreachableExpect):
+    """What is expected of the response, or that there is none."""
 
 
 class HttpStep(HttpBodyOptions):

@@ -6,7 +6,7 @@ import socket
 import struct
 import sys
 import time
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -14,13 +14,13 @@ from exporter.probes import ProbeContext, ProbeKind
 from exporter.probes.net.connections import (
     DialOptions,
     Unreachable,
+    UnreachableExpect,
     connection_failure,
     expand_unreachable,
     record_ip_protocol,
     resolve,
 )
 from exporter.results import ProbeDetails, ProbeFailure
-from fleet.inventory.endpoints import ConfigModel
 from fleet.inventory.units import PositiveDuration
 
 INTERVAL = 0.2  # seconds between two requests
@@ -29,16 +29,9 @@ ECHO, ECHO_REPLY = {False: 8, True: 128}, {False: 0, True: 129}  # by whether IP
 IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMTUDISC_DO = 10, 23, 2  # linux/in.h; Python has no names for them
 
 
-class IcmpExpect(ConfigModel):
+class IcmpExpect(UnreachableExpect):
     replies: int = Field(1, ge=0)
     faster_than: PositiveDuration | None = None
-    unreachable: Literal[True] | None = None
-
-    @model_validator(mode="after")
-    def _check_unreachable(self) -> "IcmpExpect":
-        if self.unreachable and len(self.model_fields_set) > 1:
-            raise ValueError("unreachable excludes all other expectations")
-        return self
 
 
 class IcmpProbeOptions(DialOptions):

@@ -130,6 +130,8 @@ async def test_a_reload_reads_the_modules_again(exporter: Exporter, serve: Serve
         ("modules: {a: {prober: http, http: {basic_auth: {username: u, password_file: /nonexistent}}}}", "cannot read"),
         ("modules: {a: {prober: http, http: {headers: {X: ['s3cret-value']}}}}", "modules.a.http.headers.X"),
         ("{", "not valid YAML ("),
+        ("modules: {a: {prober: http, timeout: 2026-13-45}}", "not valid YAML (ValueError)"),
+        ("modules: {a: {[1]: http}}", "a key must be text"),
         ("modules: {a: {prober: http, http: {bearer_token: s3cret", "not valid YAML ("),
         ("modules: {a: {prober: http}, a: {prober: tcp}}", "duplicate key in line 1"),
         (

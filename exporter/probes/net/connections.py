@@ -8,10 +8,10 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import aiohappyeyeballs
-from pydantic import AfterValidator, BeforeValidator, Field, IPvAnyAddress
+from pydantic import AfterValidator, BeforeValidator, Field, IPvAnyAddress, model_validator
 
 from exporter.probes.net.certificates import is_ip_address, read_tls_alert, record_certificates, record_chain
 from exporter.probes.net.handshake import perform_handshake
@@ -66,6 +66,18 @@ Unreachable = Literal["unreachable"]
 def expand_unreachable(value: object) -> object:
     """Expand `expect: unreachable`."""
     return {"unreachable": True} if value == "unreachable" else value
+
+
+class UnreachableExpect(ConfigModel):
+    """Expectations of a probe, which may be that nothing answers it."""
+
+    unreachable: Literal[True] | None = None
+
+    @model_validator(mode="after")
+    def _check_unreachable(self) -> Self:
+        if self.unreachable and len(self.model_fields_set) > 1:
+            raise ValueError("unreachable excludes all other expectations")
+        return self
 
 
 class DialOptions(AddressOptions):
@@ -198,7 +210,7 @@ async def _connect_any(
         )
         return await loop.create_connection(protocol, sock=sock)
     except OSError as error:
-        peers = " or ".join(f"[{each}]:{port}" if ":" in each else f"{each}:{port}" for each in addresses)
+        peers = " or ".join(f"{bracket(each)}:{port}" for each in addresses)
         raise connection_failure(error, f"cannot connect to {peers}") from error
     finally:
         details.add_phase("connect", time.perf_counter() - started)
@@ -226,10 +238,9 @@ async def check_unreachable(
             raise
         details.evidence["unreachable"] = failure.message
         return
-    peer = transport.get_extra_info("peername")
+    address = transport.get_extra_info("peername")[0]
     transport.abort()
-    address = f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
-    raise ProbeFailure("state", f"{address} accepts connections, expected unreachable")
+    raise ProbeFailure("state", f"{bracket(address)}:{port} accepts connections, expected unreachable")
 
 
 async def connect_datagrams(

@@ -4,7 +4,6 @@ h2 implements the protocol. It receives whole frames, and a limited number of sm
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import httptools
 from h2.connection import H2Connection
@@ -24,21 +23,13 @@ from exporter.probes.net.http2 import (
     create_connection,
     error_name,
 )
+from exporter.probes.net.tolerant_parser import ResponseEvents
 
 LARGE = 1024  # bytes of a frame that does not count as a small one
 HEADER_LIMIT = 256 * 1024  # bytes of all headers, as they are sent and when they are decoded
 _WINDOW = 2**31 - 1  # bytes: the largest one; the reader of the response has a limit of its own
 _FIRST_WINDOW = 65_535  # of a new connection
 _HEADER_FRAMES = (1, 5, 9)  # HEADERS, PUSH_PROMISE, CONTINUATION
-
-
-class ResponseEvents(Protocol):
-    """What is told about a response, as by httptools."""
-
-    def on_header(self, name: bytes, value: bytes) -> None: ...
-    def on_headers_complete(self) -> None: ...
-    def on_body(self, data: bytes) -> None: ...
-    def on_message_complete(self) -> None: ...
 
 
 class Http2Parser:

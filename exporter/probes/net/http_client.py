@@ -199,34 +199,7 @@ async def _exchange(
     is_configured_origin = request.url.origin() == options.request.url.origin()
     tls = options.tls if is_configured_origin else options.tls.model_copy(update=_TLS_OF_CONFIGURED_ORIGIN)
     tls = with_server_name(tls, request.host_header)
-
-    def create_reader() -> PacedReader:
-        reader = HttpResponseReader(request.method, options.max_body, details, on_body, strict=options.strict)
-        paced = PacedProtocol(reader)
-        if _may_use_http2(options, request):
-            paced.set_paused(paused=True)  # until it is known which version the server has chosen
-        return paced
-
-    def filter_addresses(addresses: list[str]) -> list[str]:
-        if redirected_from is None:
-            return addresses
-        return redirects.allowed_addresses(addresses, request.host, redirects.classify_host(redirected_from))
-
-    if request.proxy is not None:
-        if redirected_from is not None:
-            filter_addresses(await redirects.resolve_for_proxy(request.host, request.port, options))
-        transport, paced = await _connect_through_proxy(request.proxy, request, create_reader, options, tls, details)
-    else:
-        transport, paced = await connect(
-            request.host,
-            request.port,
-            create_reader,
-            details,
-            dial=options,
-            tls=tls if request.secure else None,
-            alpn=_ALPN if _may_use_http2(options, request) else (),
-            filter_addresses=filter_addresses,
-        )
+    transport, paced = await _connect(request, options, tls, details, on_body, redirected_from)
     reader = paced.protocol
     peer = request.host if request.proxy is not None else str(transport.get_extra_info("peername")[0])
     sent = time.perf_counter()
@@ -247,6 +220,44 @@ async def _exchange(
             failure = await find_handshake_alert(peer, request.port, server_name, tls, options) or failure
         raise failure
     return reader, peer
+
+
+async def _connect(
+    request: HttpRequest,
+    options: HttpRequestOptions,
+    tls: ProbeTls,
+    details: ProbeDetails,
+    on_body: OnBody | None,
+    redirected_from: str | None,
+) -> tuple[asyncio.Transport, PacedReader]:
+    """Connect to the server, or to its proxy, with a reader of the response. Raises ProbeFailure."""
+
+    def create_reader() -> PacedReader:
+        reader = HttpResponseReader(request.method, options.max_body, details, on_body, strict=options.strict)
+        paced = PacedProtocol(reader)
+        if _may_use_http2(options, request):
+            paced.set_paused(paused=True)  # until it is known which version the server has chosen
+        return paced
+
+    def filter_addresses(addresses: list[str]) -> list[str]:
+        if redirected_from is None:
+            return addresses
+        return redirects.allowed_addresses(addresses, request.host, redirects.classify_host(redirected_from))
+
+    if request.proxy is not None:
+        if redirected_from is not None:
+            filter_addresses(await redirects.resolve_for_proxy(request.host, request.port, options))
+        return await _connect_through_proxy(request.proxy, request, create_reader, options, tls, details)
+    return await connect(
+        request.host,
+        request.port,
+        create_reader,
+        details,
+        dial=options,
+        tls=tls if request.secure else None,
+        alpn=_ALPN if _may_use_http2(options, request) else (),
+        filter_addresses=filter_addresses,
+    )
 
 
 def _record(reader: HttpResponseReader, details: ProbeDetails) -> None:

@@ -11,21 +11,21 @@ from exporter.probes.net.http_request import HttpBodyOptions
 from exporter.results import ProbeFailure
 
 _KEPT = re.compile(r"\{kept\.([A-Za-z_][A-Za-z0-9_]*)\}")
-_PLACES = ("url", "headers", "body", "json_", "form", "before")  # fields of the options
-_BODIES = ("body", "json_", "form")
+_BODIES = ("body", "json_", "form")  # fields of the options
+_PLACES = ("url", "headers", *_BODIES)
 _CACHED = ("request", "content", "token_options")  # of the options, which depend on what is filled in
 OptionsT = TypeVar("OptionsT", bound=HttpBodyOptions)
 
 
 def find_names(options: HttpBodyOptions) -> set[str]:
     """Return the names of the values that a request needs. URLs have no placeholders in the host's place."""
-    parts = (options.url, options.headers, options.body, options.json_, options.form)
-    return {match[1] for text in _texts(parts) for match in _KEPT.finditer(text)}
+    places = [getattr(options, name) for name in _PLACES]
+    return {match[1] for text in _texts(places) for match in _KEPT.finditer(text)}
 
 
 def check_places(options: HttpBodyOptions) -> None:
     """Raise ValueError if a value stands where it would not be filled in."""
-    fields = {name: value for name, value in options if name not in _PLACES}
+    fields = {name: value for name, value in options if name not in (*_PLACES, "before")}
     if any(_KEPT.search(text) for text in _texts(fields)):
         raise ValueError("{kept.…} is possible in url, headers, body, json and form only")
 
