@@ -43,6 +43,13 @@ class _LostError(Exception):
     """Redis has lost what it knew of an upstream, or something else answers at its address."""
 
 
+def _raise_if_cancelled() -> None:
+    """Raise CancelledError if this task was cancelled: `wait_for` of Python 3.11, in redis-py, may drop that."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 @dataclass(frozen=True)
 class Demand:
     """A request that is to be sent, and what the upstream allows in a window."""
@@ -257,6 +264,8 @@ class SharedLimits:
             found = int(await self._scripts[script](keys=keys, args=list(arguments)) or 0)
         except _UNEXPECTED as error:
             raise _LostError("Redis has not answered with a number") from error
+        finally:
+            _raise_if_cancelled()
         self._seen_at = self.now()
         return found
 

@@ -226,6 +226,18 @@ async def test_a_server_that_forgets_is_told_what_was_sent(
     assert sent[2] - sent[0] > 7.9
 
 
+async def test_it_ends_at_whatever_moment_it_is_cancelled(server: RedisServer) -> None:
+    for turns in range(40):
+        async with sender(server, "a") as one:
+            one.window.take(1.0).mark_sent(time.monotonic())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            assert one.task is not None
+            one.task.cancel()
+            ended, _ = await asyncio.wait([one.task], timeout=30)
+            assert ended
+
+
 @contextmanager
 def hanging(server: RedisServer) -> Iterator[None]:
     """Stop Redis for a while, as it is when its network fails: it loses nothing, and its answers come too late."""
