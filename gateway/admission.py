@@ -71,12 +71,83 @@ class Applicant:
     has_fallback: bool = False  # another upstream takes it where this one pauses or fails
 
 
-@dataclass(slots=True)
-class _Pending:
-    applicant: Applicant
-    deadline: float
-    patience: float  # until when it waits for the end of a pause
-    permit: "asyncio.Future[Permit]"
+class Turn:
+    """The turn of a request: it waits until it gets a permit, or is refused."""
+
+    __slots__ = (
+        "_admission", "_decided_at", "_decision", "_on_decision", "_timer", "applicant", "began_at", "patience",
+        "waiter",
+    )  # fmt: skip
+
+    def __init__(self, admission: "Admission", applicant: Applicant, now: float, patience: float) -> None:
+        self._admission, self.applicant, self.began_at = admission, applicant, now
+        self.patience = patience  # until when it waits for the end of a pause
+        self.waiter: Waiter[Turn] | None = None  # while it is in the line
+        self._decision: Permit | RefusedError | None = None
+        self._decided_at: float | None = None
+        self._on_decision: Callable[[], None] | None = None
+        self._timer: Timer | None = None
+
+    @property
+    def is_decided(self) -> bool:
+        return self._decision is not None
+
+    @property
+    def waited(self) -> float:
+        """For how many seconds it has waited, or did until it was decided."""
+        return (self._admission.clock.now() if self._decided_at is None else self._decided_at) - self.began_at
+
+    def decide(self, decision: "Permit | RefusedError") -> None:
+        self._decision, self.waiter = decision, None
+        self._decided_at = self._admission.clock.now()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._on_decision is not None:
+            self._on_decision()
+            self._on_decision = None
+
+    def expire_after(self, seconds: float) -> None:
+        self._timer = self._admission.clock.call_later(seconds, self._expire)
+
+    def _expire(self) -> None:
+        self._admission.refuse(self, "timeout")
+
+    def call(self, on_decision: Callable[[], None]) -> None:
+        """Call a function when the request is admitted or refused; at once if it is already."""
+        self._on_decision = on_decision
+        if self.is_decided:
+            on_decision()
+
+    async def wait(self, seconds: float | None = None) -> bool:
+        """Wait until the request is admitted or refused, for some seconds at most; return whether it is."""
+        if self._decision is None:
+            decided = asyncio.Event()
+            self._on_decision = decided.set
+            try:
+                async with asyncio.timeout(seconds):
+                    await decided.wait()
+            except TimeoutError:
+                self._on_decision = None
+        return self.is_decided
+
+    def take(self) -> "Permit":
+        """Return the permit of a request that is decided. Raises RefusedError."""
+        decision = self._decision
+        if not isinstance(decision, Permit):
+            assert decision is not None  # noqa: S101 - it is decided
+            raise decision
+        return decision
+
+    def withdraw(self) -> None:
+        """Free the place of a request that is not sent any more, or return its permit."""
+        self._on_decision = None
+        if isinstance(self._decision, Permit):
+            self._decision.close()
+        elif self._decision is None:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._admission.withdraw(self)
 
 
 class Admission:
@@ -101,7 +172,7 @@ class Admission:
         self.requests, self.tokens, self.traffic = Window(), Window(), Traffic()
         self.in_flight = 0
         self.paused_until = float("-inf")
-        self._line: WaitingLine[_Pending] = WaitingLine(len(queue.waits), queue.ageing)
+        self._line: WaitingLine[Turn] = WaitingLine(len(queue.waits), queue.ageing)
         self._timer: Timer | None = None
         self._shared = create_shared(self.wake) if create_shared is not None else None
         for record in ledger.take_earlier():
@@ -137,25 +208,30 @@ class Admission:
 
     async def admit(self, applicant: Applicant) -> "Permit":
         """Wait until the request may be sent. Raises RefusedError. A cancelled request frees its place at once."""
+        turn = self.apply(applicant)
+        try:
+            await turn.wait()
+        except asyncio.CancelledError:
+            turn.withdraw()
+            raise
+        return turn.take()
+
+    def apply(self, applicant: Applicant) -> Turn:
+        """Return the turn of a request, which may have it at once. Raises RefusedError."""
         now = self.clock.now()
         deadline = now + self.queue.waits[applicant.rank]
-        patience = now if applicant.has_fallback else deadline
-        self._check_pause(now, patience)
+        turn = Turn(self, applicant, now, now if applicant.has_fallback else deadline)
+        self._check_pause(now, turn.patience)
         if not any(self._line.depths()) and self._next_time(applicant, now) <= now:
-            return self._grant(applicant, 0.0)
+            turn.decide(self._grant(applicant, 0.0))
+            return turn
         if len(self._line) >= self.queue.size and not self._make_room(applicant, now):
-            return self._grant(applicant, 0.0, passthrough=True)
-        pending = _Pending(applicant, deadline, patience, asyncio.get_running_loop().create_future())
-        waiter = self._line.add(applicant.rank, applicant.client, pending, now)
-        timer = self.clock.call_later(deadline - now, lambda: self._refuse(waiter, "timeout"))
-        try:
-            self._dispatch()
-            return await pending.permit
-        except asyncio.CancelledError:
-            self._withdraw(waiter)
-            raise
-        finally:
-            timer.cancel()
+            turn.decide(self._grant(applicant, 0.0, passthrough=True))
+            return turn
+        turn.waiter = self._line.add(applicant.rank, applicant.client, turn, now)
+        turn.expire_after(deadline - now)
+        self._dispatch()
+        return turn
 
     def _check_pause(self, now: float, patience: float) -> None:
         """Refuse a request that would wait in vain."""
@@ -172,25 +248,23 @@ class Admission:
         lowest = self._line.find_lowest(applicant.rank) if self.queue.when_full == "drop-lowest" else None
         if lowest is None:
             raise RefusedError("queue_full", self._estimate_wait())
-        self._refuse(lowest, "dropped")
+        self.refuse(lowest.item, "dropped")
         return True
 
     def _estimate_wait(self) -> float:
         """Return about how long the requests take that wait now."""
         return min(MAX_RETRY_AFTER, (len(self._line) + 1) * 60 / self.retreat.rate)
 
-    def _refuse(self, waiter: Waiter[_Pending], reason: Reason, retry_after: float | None = None) -> None:
-        if self._line.remove(waiter) and not waiter.item.permit.done():
-            wait = self._estimate_wait() if retry_after is None else retry_after
-            waiter.item.permit.set_exception(RefusedError(reason, wait))
+    def refuse(self, turn: Turn, reason: Reason, retry_after: float | None = None) -> None:
+        """Refuse a request that waits."""
+        if turn.waiter is not None and self._line.remove(turn.waiter):
+            turn.decide(RefusedError(reason, self._estimate_wait() if retry_after is None else retry_after))
             self._dispatch()  # the next one may need less
 
-    def _withdraw(self, waiter: Waiter[_Pending]) -> None:
-        """Free the place of a request that was cancelled, or what it was granted just before."""
-        permit = waiter.item.permit
-        if permit.done() and not permit.cancelled() and permit.exception() is None:
-            permit.result().close()
-        elif self._line.remove(waiter):
+    def withdraw(self, turn: Turn) -> None:
+        """Free the place of a request that waits."""
+        if turn.waiter is not None and self._line.remove(turn.waiter):
+            turn.waiter = None
             self._dispatch()
 
     def _opens_at(self, now: float) -> float:
@@ -231,8 +305,7 @@ class Admission:
                     self._timer = self.clock.call_later(at - now, self._dispatch)
                 return
             self._line.take(waiter, applicant.share, now)
-            if not waiter.item.permit.done():  # else it is being cancelled
-                waiter.item.permit.set_result(self._grant(applicant, now - waiter.arrived_at))
+            waiter.item.decide(self._grant(applicant, now - waiter.arrived_at))
         if self._shared is not None:
             self._shared.release()
 
@@ -253,7 +326,7 @@ class Admission:
 
     def _refuse_late(self, reason: Reason, until: float, now: float) -> None:
         for waiter in [each for each in self._line if each.item.patience < until]:
-            self._refuse(waiter, reason, until - now)
+            self.refuse(waiter.item, reason, until - now)
         self._dispatch()
 
     def note_failure(self, *, trial: bool) -> bool:

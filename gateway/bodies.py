@@ -1,7 +1,6 @@
 """The bodies of requests: reading them within a limit for all of them together, and what they say."""
 
 import asyncio
-import contextlib
 import json
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -48,28 +47,32 @@ class BodyMemory:
         self.limit = limit
         self.used = 0
 
-    @contextlib.asynccontextmanager
-    async def read(self, request: web.Request) -> AsyncIterator[Body]:
-        """Read a request's body, and keep room for it. Raises GatewayError."""
+    async def read(self, request: web.Request) -> Body:
+        """Read a request's body, and keep room for it until `release` is called. Raises GatewayError."""
         parts: list[bytes] = []
         size = 0
         try:
             async for part in _iterate(request):
                 size += len(part)
                 self.used += len(part)
-                if size > self.limit:
-                    raise GatewayError(
-                        413, "too_large", f"the body is larger than {self.limit} bytes (gateway.max_body)"
-                    )
-                if self.used > self.limit:
-                    message = "the bodies of all requests are larger than gateway.max_body"
-                    raise GatewayError(503, "overloaded", message, retry_after=RETRY_AFTER)
+                self._check(size)
                 parts.append(part)
             content = b"".join(parts)
             parts.clear()
-            yield await _parse(request, content)
-        finally:
+            return await _parse(request, content)
+        except BaseException:
             self.used -= size
+            raise
+
+    def _check(self, size: int) -> None:
+        if size > self.limit:
+            raise GatewayError(413, "too_large", f"the body is larger than {self.limit} bytes (gateway.max_body)")
+        if self.used > self.limit:
+            message = "the bodies of all requests are larger than gateway.max_body"
+            raise GatewayError(503, "overloaded", message, retry_after=RETRY_AFTER)
+
+    def release(self, body: Body) -> None:
+        self.used -= len(body.content)
 
 
 async def _iterate(request: web.Request) -> AsyncIterator[bytes]:

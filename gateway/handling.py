@@ -1,13 +1,14 @@
 """One request of a client: it is admitted to an upstream, and the response is passed back."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
 from aiohttp import web
 
 from fleet.inventory.gateway import PRIORITIES, Priority
-from gateway.admission import Applicant, Permit, RefusedError
+from gateway.admission import Applicant, Permit, RefusedError, Turn
 from gateway.bodies import Body
 from gateway.clients import Client, Clients
 from gateway.connections import Call, UpstreamError
@@ -19,7 +20,9 @@ from gateway.retreat import State
 from gateway.routing import Route
 from gateway.upstreams import Upstream, Upstreams
 from gateway.usage import UsageReader
+from runtime.suspension import SuspendedError, may_suspend
 
+SHORT_WAIT = 0.25  # seconds; a request that waits longer is suspended, which takes time itself
 SHOWN_MODEL = 100  # characters of a model's name in the log
 _CLIENT_ERROR, _LIMITED, _SERVER_ERROR = 400, 429, 500
 _OF_MODELS = ("application/json", "text/event-stream")
@@ -27,24 +30,48 @@ _WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS"})  # methods
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Task:
-    """What a client wants: the request, its body, its path with the query, and its priority."""
+    """What a client wants: its path has the query."""
 
-    request: web.Request
     client: Client
     priority: Priority
-    body: Body
+    method: str
     path: str
+    body: Body
+    has_body: bool  # also an empty one
+
+    @classmethod
+    def of(cls, request: web.Request, client: Client, priority: Priority, path: str, body: Body) -> "Task":
+        has_body = bool(body.content) or "Content-Length" in request.headers or request.method not in _WITHOUT_BODY
+        return cls(client, priority, request.method, path, body, has_body)
 
 
 class Handling:
-    """A request while it is handled, and what the log and the metrics will say about it."""
+    """A request while it is handled, and what the log and the metrics will say about it.
 
-    def __init__(self, task: Task, upstreams: Upstreams, clients: Clients, metrics: GatewayMetrics) -> None:
-        self._task, self._upstreams, self._clients, self._metrics = task, upstreams, clients, metrics
+    `end` is called when it has ended.
+    """
+
+    __slots__ = (
+        "_clients", "_end", "_error", "_metrics", "_outcome", "_routes", "_started_at", "_status", "_tokens", "_turn",
+        "_upstream", "_upstreams", "_waited", "is_sent", "task",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        task: Task,
+        routes: list[Route],
+        upstreams: Upstreams,
+        clients: Clients,
+        metrics: GatewayMetrics,
+        end: "Callable[[Handling], None]",
+    ) -> None:
+        self.task, self._routes = task, routes
+        self._upstreams, self._clients, self._metrics, self._end = upstreams, clients, metrics, end
         self._started_at = time.monotonic()
         self._upstream: Upstream | None = None
+        self._turn: Turn | None = None  # while it waits for the upstream
         self._outcome: Outcome = "cancelled"  # unless it ends otherwise
         self._status: int | None = None
         self.is_sent = False  # to any upstream
@@ -52,25 +79,50 @@ class Handling:
         self._tokens: int | None = None
         self._error = ""
 
-    async def answer(self, routes: list[Route]) -> web.StreamResponse:
-        """Return the response of the first upstream that does not fail, or else of the last. Raises GatewayError."""
-        try:
-            for route in routes[:-1]:
-                answer = await self._try(route, is_last=False)
-                if answer is not None:
-                    return answer
-            answer = await self._try(routes[-1], is_last=True)
-            assert answer is not None  # noqa: S101 - the last one answers or raises
-            return answer
-        finally:
-            self._finish()
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        """Return the response of the first upstream that does not fail, or else of the last.
 
-    async def _try(self, route: Route, *, is_last: bool) -> web.StreamResponse | None:
+        Raises GatewayError, and SuspendedError if the request waits for long: this is called again when it goes on.
+        """
+        try:
+            answer = await self._answer(request)
+        except SuspendedError:
+            raise
+        except BaseException:
+            self.close()
+            raise
+        self.close()
+        return answer
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        while len(self._routes) > 1:
+            answer = await self._try(request, self._routes[0], is_last=False)
+            if answer is not None:
+                return answer
+            self._routes = self._routes[1:]
+        answer = await self._try(request, self._routes[0], is_last=True)
+        assert answer is not None  # noqa: S101 - the last one answers or raises
+        return answer
+
+    def wait(self, resume: Callable[[], None]) -> None:
+        """Call a function when the request, which is suspended, goes on."""
+        assert self._turn is not None  # noqa: S101 - it waits for its turn
+        self._turn.call(resume)
+
+    def close(self) -> None:
+        """End the request."""
+        if self._turn is not None:
+            self._waited += self._turn.waited
+            self._turn.withdraw()
+        self._finish()
+        self._end(self)
+
+    async def _try(self, request: web.Request, route: Route, *, is_last: bool) -> web.StreamResponse | None:
         """Return the response of an upstream, or None if the next one is to be tried. Raises GatewayError."""
         upstream = self._upstream = self._upstreams[route.upstream]
         self._outcome = "cancelled"
         try:
-            permit = await self._admit(upstream, has_fallback=not is_last)
+            permit = await self._admit(request, upstream, has_fallback=not is_last)
         except RefusedError as error:
             self._outcome = error.reason
             if is_last:
@@ -78,41 +130,42 @@ class Handling:
             return None
         exchange = Exchange(upstream, permit)
         try:
-            call = await self._create_call(upstream, route)
-            return await self._exchange(exchange, permit, call, is_last=is_last)
+            call = await self._create_call(request, upstream, route)
+            return await self._exchange(request, exchange, permit, call, is_last=is_last)
         finally:
             exchange.close()
             permit.close()
             self.is_sent = self.is_sent or permit.is_sent
 
-    async def _admit(self, upstream: Upstream, *, has_fallback: bool) -> Permit:
-        """Wait for the permission to send. Raises RefusedError."""
-        began, permit = time.monotonic(), None
-        try:
-            permit = await upstream.admission.admit(self._apply(upstream, has_fallback=has_fallback))
-            return permit
-        finally:  # also if it is refused, or its client leaves
-            self._waited += permit.waited if permit is not None else time.monotonic() - began
+    async def _admit(self, request: web.Request, upstream: Upstream, *, has_fallback: bool) -> Permit:
+        """Wait for the permission to send. Raises RefusedError and SuspendedError."""
+        if self._turn is None:
+            self._turn = upstream.admission.apply(self._apply(upstream, has_fallback=has_fallback))
+        turn = self._turn
+        if not await turn.wait(SHORT_WAIT if may_suspend(request) else None):
+            raise SuspendedError(self)
+        self._turn = None
+        self._waited += turn.waited
+        return turn.take()
 
-    async def _create_call(self, upstream: Upstream, route: Route) -> Call:
-        request = self._task.request
-        content = await self._task.body.with_model(route.model)
+    async def _create_call(self, request: web.Request, upstream: Upstream, route: Route) -> Call:
+        content = await self.task.body.with_model(route.model)
         headers = request_headers(request.headers, upstream.api_key)
-        has_length = bool(content) or "Content-Length" in request.headers or request.method not in _WITHOUT_BODY
-        return Call(request.method, upstream.target_of(self._task.path), headers, content if has_length else None)
+        target = upstream.target_of(self.task.path)
+        return Call(self.task.method, target, headers, content if self.task.has_body else None)
 
     def _apply(self, upstream: Upstream, *, has_fallback: bool) -> Applicant:
-        client, body = self._task.client, self._task.body
+        client, body = self.task.client, self.task.body
         tokens = upstream.estimator.estimate(client.name, len(body.content), body.max_completion)
-        return Applicant(PRIORITIES.index(self._task.priority), client.name, client.share, tokens, has_fallback)
+        return Applicant(PRIORITIES.index(self.task.priority), client.name, client.share, tokens, has_fallback)
 
     async def _exchange(
-        self, exchange: Exchange, permit: Permit, call: Call, *, is_last: bool
+        self, request: web.Request, exchange: Exchange, permit: Permit, call: Call, *, is_last: bool
     ) -> web.StreamResponse | None:
         upstream = exchange.upstream
-        self._metrics.queue_wait.labels(upstream.provider, self._task.priority).observe(permit.waited)
+        self._metrics.queue_wait.labels(upstream.provider, self.task.priority).observe(permit.waited)
         if permit.passthrough:
-            self._metrics.passed_through.labels(upstream.provider, self._task.client.name).inc()
+            self._metrics.passed_through.labels(upstream.provider, self.task.client.name).inc()
         self._metrics.overhead.observe(max(0.0, time.monotonic() - self._started_at - self._waited))
         try:
             await exchange.send(call)
@@ -124,13 +177,13 @@ class Handling:
         self._note_answer(exchange, permit)
         if exchange.has_failed and not is_last:
             return None
-        return await self._pass_on(exchange, permit, len(call.content or b""))
+        return await self._pass_on(request, exchange, permit, len(call.content or b""))
 
-    async def _pass_on(self, exchange: Exchange, permit: Permit, size: int) -> web.StreamResponse:
+    async def _pass_on(self, request: web.Request, exchange: Exchange, permit: Permit, size: int) -> web.StreamResponse:
         outcome, self._outcome = self._outcome, "cancelled"
         usage = UsageReader(exchange.response.headers.get("Content-Encoding", "").lower())
         try:
-            answer = await exchange.pass_on(self._task.request, usage)
+            answer = await exchange.pass_on(request, usage)
         except UpstreamError as error:
             self._outcome, self._error = "broken", str(error)
             self._metrics.count_upstream_error(exchange.upstream.provider, None)
@@ -146,16 +199,16 @@ class Handling:
             return
         found = usage.find() if self._has_usage(exchange) else None
         if found is not None:
-            exchange.upstream.estimator.learn(self._task.client.name, size, found)
+            exchange.upstream.estimator.learn(self.task.client.name, size, found)
             permit.correct_tokens(found.total)
             self._tokens = found.total
-            self._metrics.tokens.labels(exchange.upstream.provider, self._task.client.name).inc(found.total)
-            self._clients.count(self._task.client, tokens=found.total)
+            self._metrics.tokens.labels(exchange.upstream.provider, self.task.client.name).inc(found.total)
+            self._clients.count(self.task.client, tokens=found.total)
 
     def _has_usage(self, exchange: Exchange) -> bool:
         """Whether a response is a model's: the content of a file could have any `usage`."""
         content_type = exchange.response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        return self._task.body.model is not None and content_type in _OF_MODELS
+        return self.task.body.model is not None and content_type in _OF_MODELS
 
     def _note_answer(self, exchange: Exchange, permit: Permit) -> None:
         """Note what an answer says about the upstream."""
@@ -198,7 +251,7 @@ class Handling:
             log.error("upstream_unavailable", upstream=upstream.name, status=status, error=error)
 
     def _finish(self) -> None:
-        task, upstream = self._task, self._upstream
+        task, upstream = self.task, self._upstream
         assert upstream is not None  # noqa: S101 - there is at least one route
         self._metrics.count_request(upstream.provider, task.client.name, task.priority, self._outcome)
         log.info(

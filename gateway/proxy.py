@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from typing import cast
 
 from aiohttp import web
 
@@ -18,6 +19,7 @@ from runtime.access.browser import check_fetch_metadata
 from runtime.access.control import AccessControl, set_identity
 from runtime.access.roles import Identity, Role
 from runtime.errors import ApiError
+from runtime.suspension import RESUMED
 
 # A path that is passed on. The gateway's own paths are not, with all below them; browsers request the icon unasked.
 PATH = r"/{path:(?!/*(?:-|api/v1|favicon\.ico|health|metrics|status)(?:/|\Z))[\s\S]+}"
@@ -55,19 +57,45 @@ class Proxy:
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """Answer a request with an upstream's response, or with an error in OpenAI's format."""
+        resumed = request.get(RESUMED)
+        if resumed is not None:
+            return await self._answer(request, cast("Handling", resumed))
         client = Client(ANONYMOUS)
-        self._handled += 1
-        self._is_idle.clear()
+        self._begin()
         try:
             client = await self._identify(request)
-            return await self._forward(request, client)
+            self._check(request, client)
+            if _is_for_models(request):
+                return web.json_response(await self._models.read())
+            handling = await self._create_handling(request, client)
         except GatewayError as error:
-            self._metrics.refused.labels(client.name, error.code).inc()
-            return error.respond()
+            return self._refuse(client, error)
         finally:
-            self._handled -= 1
-            if not self._handled:
-                self._is_idle.set()
+            self._end()
+        return await self._answer(request, handling)
+
+    async def _answer(self, request: web.Request, handling: Handling) -> web.StreamResponse:
+        client = handling.task.client
+        if self._clients.are_named:
+            address = self._access.find_address(request)
+            set_identity(request, Identity(client.name, Role.CLIENT, "token", address))
+        try:
+            return await handling.answer(request)
+        except GatewayError as error:
+            return self._refuse(client, error)
+
+    def _refuse(self, client: Client, error: GatewayError) -> web.Response:
+        self._metrics.refused.labels(client.name, error.code).inc()
+        return error.respond()
+
+    def _begin(self) -> None:
+        self._handled += 1
+        self._is_idle.clear()
+
+    def _end(self) -> None:
+        self._handled -= 1
+        if not self._handled:
+            self._is_idle.set()
 
     async def _identify(self, request: web.Request) -> Client:
         """Return the client. Raises GatewayError."""
@@ -83,30 +111,37 @@ class Proxy:
                 raise GatewayError(401, "invalid_api_key", _NO_CLIENT) from refusal
         except ApiError as error:
             raise GatewayError(error.status, error.code, error.message) from error
-        set_identity(request, Identity(client.name, Role.CLIENT, "token", self._access.find_address(request)))
         return client
 
-    async def _forward(self, request: web.Request, client: Client) -> web.StreamResponse:
+    def _check(self, request: web.Request, client: Client) -> None:
+        """Raise GatewayError for what is not passed on, whatever the body says."""
         if self._is_draining:
             raise GatewayError(503, "shutting_down", "the gateway is being stopped", retry_after=5.0)
         if request.method == "TRACE":  # the answer would have the key
             raise GatewayError(405, "method_not_allowed", "TRACE is not passed on")
-        path = _find_path(request)
+        _find_path(request)
         self._clients.check_budget(client)
-        priority = find_priority(request.headers.get(PRIORITY), client)
-        if path == _MODELS and request.method == "GET" and UPSTREAM not in request.headers:
-            return web.json_response(await self._models.read())
-        async with self._bodies.read(request) as body:
+
+    async def _create_handling(self, request: web.Request, client: Client) -> Handling:
+        """Read a request, and count it. Raises GatewayError."""
+        path, priority = _find_path(request), find_priority(request.headers.get(PRIORITY), client)
+        body = await self._bodies.read(request)
+        try:
             routes = self._find_routes(request, body, path)
             self._clients.check_budget(client)  # others may have come while the body was being read
-            task = Task(request, client, priority, body, path)
-            handling = Handling(task, self._upstreams, self._clients, self._metrics)
-            self._clients.count(client, requests=1)
-            try:
-                return await handling.answer(routes)
-            finally:
-                if not handling.is_sent:
-                    self._clients.count(client, requests=-1)
+        except GatewayError:
+            self._bodies.release(body)
+            raise
+        self._begin()
+        self._clients.count(client, requests=1)
+        task = Task.of(request, client, priority, path, body)
+        return Handling(task, routes, self._upstreams, self._clients, self._metrics, self._end_handling)
+
+    def _end_handling(self, handling: Handling) -> None:
+        self._bodies.release(handling.task.body)
+        if not handling.is_sent:
+            self._clients.count(handling.task.client, requests=-1)
+        self._end()
 
     def _find_routes(self, request: web.Request, body: Body, path: str) -> list[Route]:
         in_path = _MODEL.fullmatch(path)
@@ -136,6 +171,11 @@ def _find_token(request: web.Request) -> str:
     if scheme.lower() == "bearer":
         return credential.strip()
     return request.headers.get("api-key") or request.headers.get("x-api-key") or ""
+
+
+def _is_for_models(request: web.Request) -> bool:
+    """Whether a request is for the models of all upstreams."""
+    return request.method == "GET" and _find_path(request) == _MODELS and UPSTREAM not in request.headers
 
 
 def _find_path(request: web.Request) -> str:

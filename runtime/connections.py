@@ -11,6 +11,7 @@ import itertools
 import resource
 import socket
 import ssl
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -23,6 +24,7 @@ from runtime.http_checks import PASSES_BODIES, RESPONSE_HEADERS, describe_parser
 from runtime.logs import LimitedLog
 from runtime.metrics import ProgramMetrics
 from runtime.pacing import PacedProtocol, RequestPacer
+from runtime.suspension import RESUMED, SuspendedError, Work, format_head
 
 HANDSHAKE_TIMEOUT = 10.0  # of TLS
 HEADERS_TIMEOUT = 10.0  # from the connection, or from the first byte of a later request
@@ -40,6 +42,7 @@ _DROPPED_TOGETHER = 20
 _BACKLOG = 1024
 _ACCEPTED_TOGETHER = 10
 _PAUSE_AFTER_FAILURE = 1.0
+_RESUMED_TOGETHER = 8
 _BAD_REQUEST = 400
 _log = LimitedLog()
 
@@ -69,7 +72,8 @@ class Connections:
         self._file_limit = int(resource.getrlimit(resource.RLIMIT_NOFILE)[0] * self._limits.share_of_files)
         self._passes_bodies = app.get(PASSES_BODIES, False)
         self._count = 0
-        self._by_address: dict[str, dict[Connection, None]] = {}
+        self._by_address: dict[str, dict[_AnyConnection, None]] = {}
+        self._resuming: deque[SuspendedConnection] = deque()
         self._pacer = RequestPacer()
         self._handle = server.request_handler
         server.request_handler = self._answer
@@ -103,7 +107,7 @@ class Connections:
         if has_tls:
             limit, limit_per_address = limits.tls, limits.tls_per_address
         siblings = self._by_address.get(connection.address, {})
-        candidates: list[dict[Connection, None]] = []
+        candidates: list[dict[_AnyConnection, None]] = []
         if len(siblings) >= limit_per_address:
             candidates = [siblings]
         elif self._count >= min(limit, self._file_limit):
@@ -127,7 +131,7 @@ class Connections:
             del siblings[connection]
             siblings[connection] = None
 
-    def remove(self, connection: "Connection") -> None:
+    def remove(self, connection: "_AnyConnection") -> None:
         siblings = self._by_address.get(connection.address, {})
         if connection in siblings:
             del siblings[connection]
@@ -146,7 +150,7 @@ class Connections:
         overdue = (each for each in connections if each.drop_if_slow(now))
         return len(list(itertools.islice(overdue, _DROPPED_TOGETHER))) == _DROPPED_TOGETHER
 
-    def report_drop(self, connection: "Connection", reason: str) -> None:
+    def report_drop(self, connection: "_AnyConnection", reason: str) -> None:
         self._metrics.dropped_connections.labels(reason).inc()
         _log.warning("connection_dropped", client=connection.address, reason=reason)
 
@@ -162,10 +166,58 @@ class Connections:
             if (queue := connection.find_queue(request)) is not None:
                 await self._pacer.wait(queue)
             fault = find_fault(request, compressed=self._passes_bodies)
-            return await self._handle(request) if fault is None else self.refuse(connection, fault)
+            if fault is not None:
+                return self.refuse(connection, fault)
+            if connection.resumed is not None:
+                request[RESUMED], connection.resumed = connection.resumed, None
+            try:
+                return await self._handle(request)
+            except SuspendedError as suspended:
+                self._suspend(connection, request, suspended.work)
+                raise
+
+    def _suspend(self, connection: "Connection", request: web.BaseRequest, work: Work) -> None:
+        """Put a small connection in the place of one whose request goes on later."""
+        importance = connection.importance(asyncio.get_running_loop().time())
+        identity = find_identity(request)
+        suspended = SuspendedConnection(self, connection.address, identity.label if identity else "", importance)
+        suspended.head, suspended.work = format_head(request), work
+        suspended.connection_made(connection.release(suspended))
+        self._replace(connection, suspended)
+        work.wait(suspended.resume)
+
+    def _replace(self, old: "_AnyConnection", new: "_AnyConnection") -> None:
+        siblings = self._by_address[old.address]
+        del siblings[old]
+        siblings[new] = None
+
+    def resume(self, suspended: "SuspendedConnection") -> None:
+        """Go on with a request: few in each turn of the event loop, since thousands may at the same time."""
+        self._resuming.append(suspended)
+        if len(self._resuming) == 1:
+            asyncio.get_running_loop().call_soon(self._resume_some)
+
+    def _resume_some(self) -> None:
+        for _ in range(min(_RESUMED_TOGETHER, len(self._resuming))):
+            suspended = self._resuming.popleft()
+            if not suspended.has_ended:
+                self._resume(suspended)
+        if self._resuming:
+            asyncio.get_running_loop().call_soon(self._resume_some)
+
+    def _resume(self, suspended: "SuspendedConnection") -> None:
+        connection = Connection(self._server, self, None, suspended.address)
+        self._replace(suspended, connection)
+        connection.take_over(suspended)
+
+    def end_suspended(self) -> None:
+        """Drop the connections whose requests are suspended."""
+        for siblings in list(self._by_address.values()):
+            for each in [each for each in siblings if isinstance(each, SuspendedConnection)]:
+                each.abort()
 
 
-def _find_spared(connections: dict["Connection", None], now: float) -> "Connection | None":
+def _find_spared(connections: dict["_AnyConnection", None], now: float) -> "_AnyConnection | None":
     """Return the connection that can be spared most; of several, the one that has waited for its client the longest."""
     found, least = None, _Importance.BUSY
     for each in connections:
@@ -192,7 +244,9 @@ class _Importance(enum.IntEnum):
 class Connection(web.RequestHandler):
     """The connection of one client, who must send requests and read responses in time."""
 
-    def __init__(self, server: web.Server, connections: Connections, client: socket.socket, address: str) -> None:
+    def __init__(
+        self, server: web.Server, connections: Connections, client: socket.socket | None, address: str
+    ) -> None:
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
@@ -212,6 +266,7 @@ class Connection(web.RequestHandler):
         self._has_sent_request = self._is_dropped = False
         self._caller = ""  # of the last request, if that had a valid credential
         self.opening: asyncio.Task[None] | None = None
+        self.resumed: Work | None = None  # with which the first request goes on
 
     def find_queue(self, request: web.BaseRequest) -> str | None:
         """Return the queue in which a request waits until it begins; None for the first one with a credential.
@@ -230,7 +285,7 @@ class Connection(web.RequestHandler):
         self._connections.report_drop(self, reason)
         if self._transport is not None:
             self._transport.abort()
-        else:
+        elif self._socket is not None:
             with contextlib.suppress(OSError):  # the client has gone
                 self._socket.shutdown(socket.SHUT_RDWR)  # ends the TLS handshake
 
@@ -265,6 +320,27 @@ class Connection(web.RequestHandler):
             identity = find_identity(request)
             self._caller = identity.label if identity is not None else ""
             self._connections.move_to_end(self)
+
+    def may_suspend(self) -> bool:
+        """Whether nothing of the present request has to be received, and nothing has to be sent before its response."""
+        is_read = self._body is not None and self._body.is_eof() and not self._messages
+        return is_read and not self._is_dropped and self._transport is not None and not self.writing_paused
+
+    def release(self, protocol: asyncio.Protocol) -> asyncio.Transport:
+        """Give the transport to another protocol, and end the handling of the present request."""
+        transport = self._transport
+        assert transport is not None  # noqa: S101 - else it could not be suspended
+        self._transport = self.transport = None  # so that aiohttp does not close it
+        super().connection_lost(None)
+        transport.set_protocol(protocol)
+        return transport
+
+    def take_over(self, suspended: "SuspendedConnection") -> None:
+        """Go on with a request that was suspended."""
+        self._caller, self.resumed = suspended.caller, suspended.work
+        transport = suspended.release(self)
+        self.connection_made(transport)
+        self.data_received(suspended.head)
 
     def drop_if_slow(self, now: float) -> bool:
         """Drop the connection if its client is too slow, and return whether it was."""
@@ -344,6 +420,64 @@ class Connection(web.RequestHandler):
         return response
 
 
+class SuspendedConnection(asyncio.Protocol):
+    """A connection whose request is suspended: it only notices that its client leaves."""
+
+    __slots__ = ("_connections", "_importance", "_transport", "address", "caller", "has_ended", "head", "work")
+    head: bytes  # of the request
+    work: Work
+    _transport: asyncio.Transport
+
+    def __init__(self, connections: Connections, address: str, caller: str, importance: _Importance) -> None:
+        self._connections, self._importance = connections, importance
+        self.address, self.caller = address, caller
+        self.has_ended = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.resume_reading()
+
+    def data_received(self, data: bytes) -> None:
+        """Drop what follows the request: the connection is closed after the response."""
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        if not self.has_ended:
+            self._end()
+
+    def _end(self) -> None:
+        self.has_ended = True
+        self._connections.remove(self)
+        self.work.close()
+
+    def resume(self) -> None:
+        """Go on with the request."""
+        self._connections.resume(self)
+
+    def release(self, protocol: asyncio.Protocol) -> asyncio.Transport:
+        """Give the transport to another protocol."""
+        self.has_ended = True
+        self._transport.set_protocol(protocol)
+        return self._transport
+
+    def drop(self, reason: str) -> None:
+        self._connections.report_drop(self, reason)
+        self.abort()
+
+    def abort(self) -> None:
+        """Close the connection, and end the request."""
+        self._end()
+        self._transport.abort()
+
+    def importance(self, _now: float) -> _Importance:
+        return self._importance
+
+    def drop_if_slow(self, _now: float) -> bool:
+        return False
+
+
+_AnyConnection = Connection | SuspendedConnection
+
+
 class Listener:
     """Accepts connections. Those in a TLS handshake count, which they would not with asyncio's own servers.
 
@@ -385,6 +519,10 @@ class Listener:
         for each in self._sockets:
             self._loop.remove_reader(each)
             each.close()
+
+    def end_suspended(self) -> None:
+        """Drop the connections whose requests are suspended."""
+        self._connections.end_suspended()
 
     def _start(self, listening: socket.socket) -> None:
         if not self._is_closed:

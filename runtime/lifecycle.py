@@ -185,3 +185,4 @@ async def _stop(listener: Listener, drain: Callable[[], Awaitable[None]] | None)
                 await drain()
     except TimeoutError:
         log.warning("drain_timed_out", seconds=DRAIN_TIMEOUT)
+    listener.end_suspended()

@@ -52,6 +52,8 @@ class PacedProtocol(asyncio.Protocol, Generic[P]):
     Nothing is read while something waits to be passed on, or while the other protocol has paused reading.
     """
 
+    __slots__ = ("_is_paused", "_is_scheduled", "_loop", "_part", "_transport", "_waiting", "protocol")
+
     def __init__(self, protocol: P, part: int = PART) -> None:
         self.protocol, self._part = protocol, part
         self._loop = asyncio.get_running_loop()
@@ -125,6 +127,8 @@ class PacedProtocol(asyncio.Protocol, Generic[P]):
 class _PacedTransport:
     """A transport for the protocol behind a paced one, which also decides when to read."""
 
+    __slots__ = ("_paced", "_transport")
+
     def __init__(self, transport: asyncio.Transport, paced: PacedProtocol[Any]) -> None:
         self._transport, self._paced = transport, paced
 
@@ -139,3 +143,6 @@ class _PacedTransport:
 
     def is_reading(self) -> bool:
         return self._paced.is_reading
+
+    def set_protocol(self, protocol: asyncio.Protocol) -> None:
+        self._paced.protocol = protocol

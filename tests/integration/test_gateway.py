@@ -11,6 +11,7 @@ from email.utils import formatdate
 import httpx
 import pytest
 
+from gateway.handling import SHORT_WAIT
 from tests.integration.model_api import ADMIN, KEY, NIM_429, Gateway, ModelApi, Received, completion, whole
 from tests.support import eventually
 
@@ -740,6 +741,34 @@ async def test_a_stop_waits_for_streams(gateway: Gateway, api: ModelApi) -> None
         return bool(gateway.find_logged("server_stopped"))
 
     await eventually(has_stopped, 20)
+
+
+async def test_a_stop_waits_for_requests_that_wait(gateway: Gateway, api: ModelApi) -> None:
+    gateway.configure({"api": gateway.upstream(concurrency=1)})
+    await gateway.start()
+    stopping = asyncio.Event()
+
+    async def respond(_request: Received, writer: asyncio.StreamWriter) -> None:
+        await stopping.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    api.respond = respond
+    requests = [asyncio.create_task(gateway.chat()) for _ in range(3)]
+
+    async def waits() -> bool:
+        return int((await gateway.status())["queue"]["normal"]) == len(requests) - 1
+
+    await eventually(waits, 20)
+    await asyncio.sleep(2 * SHORT_WAIT)  # they are suspended by then
+    os.kill(gateway.pid, signal.SIGTERM)
+
+    async def is_stopping() -> bool:
+        return bool(gateway.find_logged("server_stopping"))
+
+    await eventually(is_stopping, 20)
+    stopping.set()
+    assert [each.status_code for each in await asyncio.gather(*requests)] == [200] * 3
+    assert [each["outcome"] for each in await gateway.logged("request", 3)] == ["ok"] * 3
 
 
 async def test_limits_are_changed_by_admins_and_audited(gateway: Gateway, api: ModelApi) -> None:

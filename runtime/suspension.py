@@ -1,0 +1,63 @@
+"""Requests that wait for long: what aiohttp has for them and their connections is freed until they go on.
+
+A handler that has read the request, and has to wait, raises `SuspendedError`. The connection then only notices that its
+client leaves. When the request goes on, its headers are parsed again, and the handler is called again; `RESUMED` has
+the work with which it goes on. The connection is closed after the response: what had arrived of a further request is
+lost.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol, cast
+
+from aiohttp import web
+
+_CLOSE, _KEEP_ALIVE = "close", "keep-alive"
+# What frames the body, which the handler has read, and what belongs to the connection.
+_NOT_REPEATED = frozenset(
+    {b"connection", b"content-length", b"expect", b"http2-settings", b"keep-alive", b"transfer-encoding", b"upgrade"}
+)
+
+
+class Work(Protocol):
+    """A request that is suspended."""
+
+    def wait(self, resume: Callable[[], None]) -> None:
+        """Call `resume` once when the request goes on, also at once."""
+
+    def close(self) -> None:
+        """End the request, whose client has gone. `resume` is not called any more."""
+
+
+class SuspendedError(asyncio.CancelledError):
+    """Ends the handling of a request, which goes on later."""
+
+    def __init__(self, work: Work) -> None:
+        super().__init__("the request waits")
+        self.work = work
+
+
+RESUMED: web.RequestKey[Work] = web.RequestKey("resumed", object)  # type: ignore[arg-type]  # no class
+
+
+class _Suspendable(Protocol):
+    def may_suspend(self) -> bool: ...
+
+
+def may_suspend(request: web.BaseRequest) -> bool:
+    """Whether a request can be suspended: its body was read, and its connection is one of `runtime.connections`."""
+    check = getattr(request.protocol, "may_suspend", None)
+    return check is not None and cast("_Suspendable", request.protocol).may_suspend()
+
+
+def format_head(request: web.BaseRequest) -> bytes:
+    """Return the request line and the headers of a request without its body, after which the connection is closed."""
+    named = [part.strip() for value in request.headers.getall("Connection", []) for part in value.split(",")]
+    kept = [name for name in named if name.lower() not in (_CLOSE, _KEEP_ALIVE, "upgrade")]
+    major, minor = request.version
+    lines = [
+        f"{request.method} {request.raw_path} HTTP/{major}.{minor}".encode("utf-8", "surrogateescape"),
+        *(b"%b: %b" % header for header in request.raw_headers if header[0].lower() not in _NOT_REPEATED),
+        b"Connection: " + ", ".join([_CLOSE, *kept]).encode("utf-8", "surrogateescape"),
+    ]
+    return b"\r\n".join([*lines, b"", b""])
