@@ -4,7 +4,6 @@ import asyncio
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +15,14 @@ import yaml
 from defib.demo.launcher import Launcher
 from defib.demo.stack import reserve_ports
 from tests.bench import peers
+from tests.bench.load import send_steadily
 
 RATE, SECONDS, ROUNDS = 100, 15.0, 3  # requests a second; of each round
 CONNECTIONS = 32
 OVERHEAD, SHARE = 0.0012, 0.25  # seconds at p50; of litellm's p99 overhead and CPU time
 STREAMS, STREAMS_MEMORY = 500, 150.0  # megabytes of the process
 WAITERS, WAITERS_MEMORY = 10_000, 100.0  # megabytes beside those of the idle process
-LITELLM = "litellm[proxy]==1.110.2"
+LITELLM = "litellm[proxy]==1.106.12"  # later ones need a package `litellm-proxy`, which not every mirror has
 KEY = "sk-of-the-bench"
 BODY = b'{"model": "m", "messages": [{"role": "user", "content": "' + b"Say something of the weather. " * 30 + b'"}]}'
 ANSWER = (
@@ -66,11 +66,11 @@ async def _compare() -> bool:
             _pin(each, 0)
         _pin([os.getpid()], -1)
         measured = {name: Measured() for name in ports}
-        await asyncio.gather(*(_load(port, 2.0, Measured()) for port in ports.values()))
+        await asyncio.gather(*(send_steadily(port, _request(port), RATE, 2.0) for port in ports.values()))
         for _ in range(ROUNDS):
             for name, port in ports.items():
                 before = sum(map(peers.cpu, pids[name]))
-                await _load(port, SECONDS, measured[name])
+                measured[name].latencies += await send_steadily(port, _request(port), RATE, SECONDS)
                 measured[name].cpu += sum(map(peers.cpu, pids[name])) - before
     return _judge(measured)
 
@@ -181,67 +181,9 @@ def _pin(pids: list[int], which: int) -> None:
             os.sched_setaffinity(int(thread.name), [chosen[which]])
 
 
-class _Connection(asyncio.Protocol):
-    """Sends one request at a time, and notes when the whole response has arrived."""
-
-    def __init__(self) -> None:
-        self._received = bytearray()
-        self._done: asyncio.Future[float] | None = None
-        self.transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport  # type: ignore[assignment]  # of TCP
-
-    def data_received(self, data: bytes) -> None:
-        self._received += data
-        head, found, rest = self._received.partition(b"\r\n\r\n")
-        if not found:
-            return
-        if b"chunked" in head:
-            is_complete = rest.endswith(b"0\r\n\r\n")
-        else:
-            is_complete = len(rest) >= int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
-        if is_complete and self._done is not None:
-            assert head.startswith(b"HTTP/1.1 200"), head
-            self._received.clear()
-            self._done.set_result(time.perf_counter())
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._done is not None and not self._done.done():
-            self._done.set_exception(exc or ConnectionError("closed"))
-
-    async def ask(self, request: bytes) -> float:
-        """Return the seconds until the response was complete."""
-        assert self.transport is not None
-        self._done = asyncio.get_running_loop().create_future()
-        began = time.perf_counter()
-        self.transport.write(request)
-        return await self._done - began
-
-
 def _request(port: int, body: bytes = BODY) -> bytes:
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer {KEY}\r\n"
     return f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
-
-
-async def _load(port: int, seconds: float, measured: Measured) -> None:
-    """Send requests at equal intervals, whatever the answers take."""
-    loop, request = asyncio.get_running_loop(), _request(port)
-    idle: list[_Connection] = []
-
-    async def send() -> None:
-        connection = idle.pop() if idle else (await loop.create_connection(_Connection, "127.0.0.1", port))[1]
-        measured.latencies.append(await connection.ask(request))
-        idle.append(connection)
-
-    async with asyncio.TaskGroup() as group:
-        began = loop.time()
-        for number in range(int(seconds * RATE)):
-            await asyncio.sleep(began + number / RATE - loop.time())
-            group.create_task(send())
-    for each in idle:
-        assert each.transport is not None
-        each.transport.close()
 
 
 async def _streams() -> bool:
