@@ -1,6 +1,6 @@
 """The debounced state of a service, computed from its probe results."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from exporter.results import ProbeResult
 
@@ -28,18 +28,22 @@ class ServiceState:
 
     def after_result(self, result: ProbeResult, *, fail_after: int, recover_after: int) -> "ServiceState":
         """Return the state after one more probe result."""
-        ended = result.started_at + result.duration
-        if result.success:
-            in_a_row = self.successes_in_a_row + 1
-            up = True if in_a_row >= recover_after else self.up
-            counted = replace(
-                self, successes_in_a_row=in_a_row, failures_in_a_row=0, successes=self.successes + 1, last_success=ended
-            )
-        else:
-            in_a_row = self.failures_in_a_row + 1
-            up = False if in_a_row >= fail_after else self.up
-            counted = replace(self, successes_in_a_row=0, failures_in_a_row=in_a_row, failures=self.failures + 1)
-        if up is self.up:
-            return counted
-        # Determining `up` for the first time is not counted as a change.
-        return replace(counted, up=up, changes=self.changes + (self.up is not None), last_change=ended)
+        ended, up = result.started_at + result.duration, self.up
+        successes_in_a_row = self.successes_in_a_row + 1 if result.success else 0
+        failures_in_a_row = 0 if result.success else self.failures_in_a_row + 1
+        if successes_in_a_row >= recover_after:
+            up = True
+        elif failures_in_a_row >= fail_after:
+            up = False
+        is_changed = up is not self.up
+        return ServiceState(
+            up=up,
+            successes_in_a_row=successes_in_a_row,
+            failures_in_a_row=failures_in_a_row,
+            # Determining `up` for the first time is not counted as a change.
+            changes=self.changes + (is_changed and self.up is not None),
+            last_change=ended if is_changed else self.last_change,
+            last_success=ended if result.success else self.last_success,
+            successes=self.successes + result.success,
+            failures=self.failures + (not result.success),
+        )

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import OrderedDict, deque
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 P = TypeVar("P", bound=asyncio.Protocol)
 PART = 32 * 1024  # bytes that are processed in one turn of the event loop
@@ -57,16 +57,17 @@ class PacedProtocol(asyncio.Protocol, Generic[P]):
     def __init__(self, protocol: P, part: int = PART) -> None:
         self.protocol, self._part = protocol, part
         self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport | None = None
+        self._transport: Any = None  # asyncio.Transport
         self._waiting = bytearray()
         self._is_scheduled = self._is_paused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
+        self._transport = transport
         limit = getattr(transport, "set_read_buffer_limits", None)  # of TLS, whose buffers have 256 KiB otherwise
         if limit is not None:
             limit(high=self._part)
-        self.protocol.connection_made(cast("asyncio.Transport", _PacedTransport(self._transport, self)))
+        paced: Any = _PacedTransport(self._transport, self)
+        self.protocol.connection_made(paced)
 
     def data_received(self, data: bytes) -> None:
         if self._waiting or self._is_paused or len(data) > self._part:
@@ -114,7 +115,8 @@ class PacedProtocol(asyncio.Protocol, Generic[P]):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self._pass_part(len(self._waiting))
+        if self._waiting:
+            self._pass_part(len(self._waiting))
         self.protocol.connection_lost(exc)
 
     def pause_writing(self) -> None:

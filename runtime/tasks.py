@@ -27,17 +27,26 @@ class SmallEvent:
 
     def set(self) -> None:
         self._is_set = True
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        if self._waiter is not None:
+            _end_waiting(self._waiter)
 
     def clear(self) -> None:
         self._is_set = False
 
-    async def wait(self) -> None:
-        if self._is_set:
-            return
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+    async def wait_until(self, at: float) -> bool:
+        """Wait until it is set, or until a time of the event loop's clock; return whether it is set."""
+        if not self._is_set:
+            loop = asyncio.get_running_loop()
+            self._waiter = loop.create_future()
+            timer = loop.call_at(at, _end_waiting, self._waiter)
+            try:
+                await self._waiter
+            finally:
+                timer.cancel()
+                self._waiter = None
+        return self._is_set
+
+
+def _end_waiting(waiter: "asyncio.Future[None]") -> None:
+    if not waiter.done():
+        waiter.set_result(None)

@@ -84,7 +84,8 @@ async def _stream(request: web.Request, chunks: Iterable[bytes], content_type: s
     if request.method == "HEAD":
         return response
     for chunk in chunks:
-        await response.write(await asyncio.to_thread(compressor.compress, chunk) if compressor else chunk)
+        if chunk:
+            await response.write(await asyncio.to_thread(compressor.compress, chunk) if compressor else chunk)
         await asyncio.sleep(0)
     if compressor:
         await response.write(compressor.flush())

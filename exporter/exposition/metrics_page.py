@@ -1,14 +1,13 @@
-"""The pre-rendered part of `/metrics`: lines are rendered when a result arrives, not at each scrape."""
+"""The pre-rendered part of `/metrics`: most lines are rendered when a result arrives, not at each scrape."""
 
-import itertools
-from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from exporter.exposition.label_values import escape_value
 
 CHUNK = 500  # keys (services or hosts) of one family
+RENDERED_TOGETHER = 50  # keys that are rendered in one turn of the event loop
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class MetricFamily:
         return f"# HELP {name} {self.help}\n# TYPE {name} {self.type}\n"
 
 
-_Lines = tuple[bytes, "array[int]"]  # of a key, and the offsets at which those of each family begin and end
+_BETWEEN = "\0"  # the lines of two families; label values have no control characters
 
 
 class _Group:
@@ -32,7 +31,7 @@ class _Group:
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names
-        self.lines: dict[str, _Lines] = {}
+        self.lines: dict[str, bytes] = {}
 
 
 class MetricsPage:
@@ -45,28 +44,34 @@ class MetricsPage:
         self._families = {family.name: family for family in families}
         self._groups: dict[tuple[str, ...], _Group] = {}
         self._group_of: dict[str, _Group] = {}
+        self._stale: dict[str, Callable[[], Mapping[str, str]]] = {}
 
     def put(self, key: str, lines: Mapping[str, str]) -> None:
         """Replace all lines of `key` by `lines`, which maps family names to complete lines."""
+        self._stale.pop(key, None)
         names = tuple([name for name, text in lines.items() if text and name in self._families])
         group = self._group_of.get(key)
         if group is None or group.names != names:
             self.drop(key)
             group = self._group_of[key] = self._groups.setdefault(names, _Group(names))
-        texts = [lines[name].encode("utf-8", "replace") for name in names]
-        group.lines[key] = b"".join(texts), array("L", itertools.accumulate(map(len, texts), initial=0))
+        group.lines[key] = _BETWEEN.join([lines[name] for name in names]).encode("utf-8", "replace")
+
+    def put_later(self, key: str, render: Callable[[], Mapping[str, str]]) -> None:
+        """Replace all lines of `key`, which has some, by what `render` returns when they are needed."""
+        self._stale[key] = render
 
     def get(self, key: str) -> dict[str, str]:
         """Return the lines of `key` by family name."""
+        if key in self._stale:
+            self.put(key, self._stale[key]())
         group = self._group_of.get(key)
-        if group is None:
+        if group is None or not group.names:
             return {}
-        text, ends = group.lines[key]
-        parts = zip(group.names, itertools.pairwise(ends), strict=True)
-        return {name: text[start:end].decode() for name, (start, end) in parts}
+        return dict(zip(group.names, group.lines[key].decode().split(_BETWEEN), strict=True))
 
     def drop(self, key: str) -> None:
         """Remove all lines of `key`."""
+        self._stale.pop(key, None)
         group = self._group_of.pop(key, None)
         if group is not None:
             del group.lines[key]
@@ -74,17 +79,29 @@ class MetricsPage:
                 del self._groups[group.names]
 
     def chunks(self, *, openmetrics: bool = False) -> Iterator[bytes]:
-        """Yield the page in small chunks of complete lines; lines may change between two chunks."""
+        """Yield the page as it is at one moment, in small chunks of complete lines, also empty ones."""
+        yield from self._put_stale()
+        # At one moment, since a key that moves to another group would otherwise be missing, or there twice.
+        groups = [(group.names, list(group.lines.values())) for group in self._groups.values() if group.names]
+        parts: dict[str, list[bytes]] = {name: [] for name in self._families}
+        for names, lines in groups:
+            for start in range(0, len(lines), CHUNK):
+                texts = [text.split(_BETWEEN.encode()) for text in lines[start : start + CHUNK]]
+                for name, of_family in zip(names, zip(*texts, strict=True), strict=True):
+                    parts[name].append(b"".join(of_family))
+                yield b""
         for name, family in self._families.items():
             header = family.header(openmetrics=openmetrics).encode()
-            for group in list(self._groups.values()):
-                if name not in group.names:
-                    continue
-                number, lines = group.names.index(name), list(group.lines.values())
-                for start in range(0, len(lines), CHUNK):
-                    part = lines[start : start + CHUNK]
-                    yield header + b"".join([text[ends[number] : ends[number + 1]] for text, ends in part])
-                    header = b""
+            for part in parts.pop(name):
+                yield header + part
+                header = b""
+
+    def _put_stale(self) -> Iterator[bytes]:
+        for number, key in enumerate(list(self._stale), 1):
+            if (render := self._stale.get(key)) is not None:
+                self.put(key, render())
+            if number % RENDERED_TOGETHER == 0:
+                yield b""
 
 
 def format_labels(labels: Mapping[str, str]) -> str:

@@ -15,6 +15,8 @@ EXCERPT_LENGTH = 120  # characters
 LABEL_LIMIT = 40  # characters of the name of a charset
 EXAMINED = 10_000  # characters of a text that become evidence
 
+_BYTE_ORDER_MARKS = (b"\xef\xbb", b"\xfe\xff", b"\xff\xfe")  # their first two bytes
+
 P = ParamSpec("P")
 T = TypeVar("T")
 _THREADS = ThreadPoolExecutor(2, thread_name_prefix="expectations")
@@ -60,6 +62,14 @@ def quote_excerpt(text: bytes, details: ProbeDetails) -> str:
     return repr(redacted[:EXCERPT_LENGTH]) + ("…" if len(redacted) > EXCERPT_LENGTH else "")
 
 
+def _is_utf8(body: bytes) -> bool:
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def recode_as_utf8(content_type: str | None, body: bytes) -> bytes:
     """Return the body in UTF-8, in which patterns are matched, without a byte order mark.
 
@@ -68,6 +78,8 @@ def recode_as_utf8(content_type: str | None, body: bytes) -> bytes:
     """
     _, found, charset = (content_type or "").lower().partition("charset=")
     label = charset.split(";")[0].strip(" \"'")[:LABEL_LIMIT] if found else ""
+    if (not label or label == "utf-8") and body[:2] not in _BYTE_ORDER_MARKS and _is_utf8(body):
+        return body  # as most are
     encoding = webencodings.lookup(label) or webencodings.UTF8
     # The standard decodes GBK as its superset.
     text, _ = webencodings.decode(body, "gb18030" if encoding.name == "gbk" else encoding, "replace")

@@ -114,7 +114,7 @@ async def _call(options: GrpcProbeOptions, details: ProbeDetails) -> Http2Respon
 async def _connect(options: GrpcProbeOptions, details: ProbeDetails) -> tuple[asyncio.Transport, FrameReader]:
     host, port = split_address(options.address)
     try:
-        transport, frames = await connect(
+        transport, frames, _ = await connect(
             host, port, lambda: FrameReader(details), details, dial=options, tls=options.tls, alpn=(ALPN,)
         )
     except ProbeFailure as failure:

@@ -56,10 +56,9 @@ async def probe_tcp(options: TcpProbeOptions, context: ProbeContext, details: Pr
         await check_unreachable(host, port, context.timeout, details, options)
         return
     uses_starttls = any(step.starttls for step in options.dialogue)
-    transport, lines = await connect(
+    transport, lines, address = await connect(
         host, port, LineReader, details, dial=options, tls=None if uses_starttls else options.tls
     )
-    address = str(transport.get_extra_info("peername")[0])
     try:
         await _converse(options, transport, lines, details)
     except ProbeFailure as failure:

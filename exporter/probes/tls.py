@@ -27,8 +27,7 @@ async def probe_tls(options: TlsProbeOptions, _context: ProbeContext, details: P
     tls = options.tls
     if options.server_name:
         tls = tls.model_copy(update={"server_name": options.server_name})
-    transport, _ = await connect(host, port, asyncio.Protocol, details, dial=options, tls=tls)
-    address = transport.get_extra_info("peername")[0]
+    transport, _, address = await connect(host, port, asyncio.Protocol, details, dial=options, tls=tls)
     transport.abort()
     # Python's ssl module gives access to the leaf certificate only.
     await record_served_chain(address, port, server_name_of(tls, host), details, dial=options, tls=tls)

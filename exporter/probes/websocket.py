@@ -135,7 +135,7 @@ class _ProbeConnector(aiohttp.BaseConnector):
             # The configured headers may be credentials.
             raise ProbeFailure("protocol", f"redirected to another server, {url.origin()}, which is not followed")
         tls = with_server_name(self._options.tls, self._options.host_header) if req.is_ssl() else None
-        self.transport, protocol = await connect(
+        self.transport, protocol, _ = await connect(
             connectable_host(url),
             url.port or 0,
             lambda: _ProbeProtocol(loop),

@@ -39,7 +39,7 @@ async def run_probe(
     """
     context = ProbeContext(service.id, service.host, service.probe.timeout, shell, reading, check_heartbeat)
     details = ProbeDetails(redact=redact, measured_at=measured_at)
-    return await _run(service.probe.kind, service.probe.options, context, details)
+    return await run(service.probe.kind, service.probe.options, context, details)
 
 
 async def run_options(kind: str, options: Any, timeout: float, redact: Redactor) -> ProbeResult:
@@ -49,10 +49,11 @@ async def run_options(kind: str, options: Any, timeout: float, redact: Redactor)
         raise ShellError("the probe has no host")
 
     context = ProbeContext("", "", timeout, refuse_host, refuse_host, refuse_heartbeat)
-    return await _run(kind, options, context, ProbeDetails(redact=redact))
+    return await run(kind, options, context, ProbeDetails(redact=redact))
 
 
-async def _run(kind: str, options: Any, context: ProbeContext, details: ProbeDetails) -> ProbeResult:
+async def run(kind: str, options: Any, context: ProbeContext, details: ProbeDetails) -> ProbeResult:
+    """Run a probe once. Every failure becomes a result, in which secrets are redacted."""
     started_at, started = time.time(), time.perf_counter()
     reason: FailureReason | None = None
     message = ""
@@ -76,9 +77,10 @@ async def _run(kind: str, options: Any, context: ProbeContext, details: ProbeDet
     duration = time.perf_counter() - started
     if details.measured_at is not None:
         started_at = min(started_at, details.measured_at)
-    redacted = details.redact.redact_head(message, MESSAGE_EXAMINED)
-    line = replace_unencodable(" ".join(redacted.split()))[:MESSAGE_LIMIT]
-    return ProbeResult(reason is None, reason, line, started_at, duration, details)
+    if message:
+        redacted = details.redact.redact_head(message, MESSAGE_EXAMINED)
+        message = replace_unencodable(" ".join(redacted.split()))[:MESSAGE_LIMIT]
+    return ProbeResult(reason is None, reason, message, started_at, duration, details)
 
 
 def _forget_frames(error: BaseException) -> None:

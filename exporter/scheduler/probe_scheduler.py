@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
+from prometheus_client import Histogram
 
 from exporter.collectors.base import LogExcerpt
 from exporter.exposition.label_values import escape_value
@@ -18,8 +19,9 @@ from exporter.heartbeats.creation import LimitReachedError
 from exporter.heartbeats.monitor import HeartbeatMonitor
 from exporter.heartbeats.store import HeartbeatStoreError
 from exporter.metrics import ExporterMetrics
+from exporter.probes import ProbeContext
 from exporter.probes.host import HostProbeOptions
-from exporter.results import ProbeResult
+from exporter.results import ProbeDetails, ProbeResult
 from exporter.scheduler import collector_scheduler
 from exporter.scheduler.changes import ServiceChanges
 from exporter.scheduler.collector_scheduler import CollectorScheduler, CollectorStatus
@@ -27,7 +29,7 @@ from exporter.scheduler.cursors import Cursors
 from exporter.scheduler.early_probes import SILENT, EarlyProbes
 from exporter.scheduler.events import EventRing
 from exporter.scheduler.host_readings import SHARED_FOR, HostReadings, sections_by_host
-from exporter.scheduler.probe_runner import run_probe
+from exporter.scheduler.probe_runner import run
 from exporter.scheduler.probed_service import ProbedService
 from exporter.scheduler.schedule import Schedule, add_jitter
 from fleet.inventory.model import Host, Inventory, Service
@@ -73,6 +75,9 @@ class ProbeScheduler:
         self._metrics = metrics
         self._redact = redact
         self._random = randomness or random.Random()  # noqa: S311 - spreads load, not used for security
+        self._durations: dict[tuple[str, str], Histogram] = {}
+        self._in_flight = 0
+        metrics.in_flight.set_function(lambda: self._in_flight)
         self._early = EarlyProbes(self._random)
         self._slots = asyncio.Semaphore(in_flight)
         self._shells = Shells({})
@@ -113,25 +118,25 @@ class ProbeScheduler:
         changed = [
             probed
             async for probed in _with_pauses(list(self.services.values()))
-            if probed.service != services[probed.service.id]
+            if probed.service != services[probed.id]
         ]
         await _cancel_tasks(*removed, *changed)
         collector_sections = self._collectors.shared_sections(inventory.hosts)
         self._readings.set_sections(sections_by_host(services.values(), collector_sections))
         await self._collectors.apply(inventory.hosts)
         for probed in removed:
-            self.page.drop(probed.service.id)
+            self.page.drop(probed.id)
         for probed in changed:
-            probed.set_service(services[probed.service.id])
+            probed.set_service(services[probed.id])
         for name in services.keys() - self.services.keys():
             self.services[name] = probed = ProbedService(services[name])
             changed.append(probed)
         async for probed in _with_pauses(changed):
-            self.page.put(probed.service.id, probed.render())
-            if probed.service.probe.is_reported:
-                self.heartbeats.recheck(probed.service.id)
+            self.page.put(probed.id, probed.render())
+            if probed.is_reported:
+                self.heartbeats.recheck(probed.id)
             else:
-                probed.task = asyncio.create_task(self._run(probed), name=f"probe {probed.service.id}")
+                probed.task = asyncio.create_task(self._run(probed), name=f"probe {probed.id}")
         self._reloads += 1
         self.changes.reload()
 
@@ -224,7 +229,7 @@ class ProbeScheduler:
 
     async def _report_heartbeat(self, name: str, changed_at: float) -> None:
         probed = self.services.get(name)
-        if probed is None or not probed.service.probe.is_reported or probed.is_paused:
+        if probed is None or not probed.is_reported or probed.is_paused:
             return  # it is reported when it is no longer paused
         try:
             async with probed.lock:
@@ -242,12 +247,12 @@ class ProbeScheduler:
                 self._end_of_pauses.cancel()
             loop = asyncio.get_running_loop()
             self._end_of_pauses = loop.call_later(seconds, self._resume_all) if services else None
-            changed = [each for each in self.services.values() if each.is_paused is not (each.service.id in services)]
+            changed = [each for each in self.services.values() if each.is_paused is not (each.id in services)]
             async for probed in _with_pauses(changed):
-                self._set_paused(probed, paused=probed.service.id in services)
+                self._set_paused(probed, paused=probed.id in services)
         for event, names in (
-            ("probing_paused", [each.service.id for each in changed if each.is_paused]),
-            ("probing_resumed", [each.service.id for each in changed if not each.is_paused]),
+            ("probing_paused", [each.id for each in changed if each.is_paused]),
+            ("probing_resumed", [each.id for each in changed if not each.is_paused]),
         ):
             if names:
                 log.info(event, services=names[:NAMES_LOGGED], number=len(names))
@@ -270,8 +275,11 @@ class ProbeScheduler:
 
     def _publish(self, probed: ProbedService) -> None:
         """Show the state of a service on `/metrics` and in the API."""
-        self.page.put(probed.service.id, probed.render())
-        self.changes.record(probed.service.id)
+        if probed.is_rendered_often(asyncio.get_running_loop().time()):
+            self.page.put_later(probed.id, probed.render)
+        else:
+            self.page.put(probed.id, probed.render())
+        self.changes.record(probed.id)
 
     async def _run(self, probed: ProbedService) -> None:
         loop = asyncio.get_running_loop()
@@ -281,7 +289,8 @@ class ProbeScheduler:
         schedule = Schedule.for_key(_schedule_key(probed.service), options.every, options.retry_every)
         due = at = schedule.first_due(loop.time())
         while True:
-            if await _probed_out_of_turn(probed, at):
+            if await probed.probed_out_of_turn.wait_until(at):
+                probed.probed_out_of_turn.clear()
                 due, at = _compute_due_again(probed, schedule, due, at, loop.time())
                 continue
             if probed.is_paused:
@@ -302,7 +311,7 @@ class ProbeScheduler:
                     self._metrics.schedule_lag.observe(max(0.0, now - at))
                     await self._probe(probed, now - SHARED_FOR)
             except Exception:  # without its task, the service would keep its last state for ever
-                log.exception("probe_task_failed", service=probed.service.id)
+                log.exception("probe_task_failed", service=probed.id)
             due, missed = schedule.next_due(due, loop.time(), stable=probed.state.is_steadily_up)
             at = due if reads_host else add_jitter(due, options.every, self._random)
             if missed:
@@ -312,36 +321,45 @@ class ProbeScheduler:
         self, probed: ProbedService, since: float, *, on_request: bool = False, measured_at: float | None = None
     ) -> ProbeResult:
         """Probe and record the result; a reading of the host that is used must have started at `since` or later."""
-        service = probed.service
-        self._metrics.in_flight.inc()
+        service, host = probed.service, probed.service.host
+        context = ProbeContext(
+            probed.id,
+            host,
+            service.probe.timeout,
+            lambda: self._shells.get(host),
+            lambda: self._readings.get(host, since=since),
+            lambda: self.heartbeats.check(probed.id),
+        )
+        self._in_flight += 1
         try:
-            result = await run_probe(
-                service,
-                lambda: self._shells.get(service.host),
-                lambda: self._readings.get(service.host, since=since),
-                self._redact,
-                check_heartbeat=lambda: self.heartbeats.check(service.id),
-                measured_at=measured_at,
-            )
+            details = ProbeDetails(redact=self._redact, measured_at=measured_at)
+            result = await run(probed.kind, probed.options, context, details)
         finally:
-            self._metrics.in_flight.dec()
-        if service.probe.is_reported and result.reason in UNDETERMINED:
+            self._in_flight -= 1
+        if probed.is_reported and result.reason in UNDETERMINED:
             return result  # a heartbeat without pings is unknown
         if probed.is_paused and not on_request:
             return result  # the pause began meanwhile
         before = probed.state.up
         probed.apply_result(result, asyncio.get_running_loop().time(), service.digest)
-        if self.services.get(service.id) is probed:
+        if self.services.get(probed.id) is probed:
             self._publish(probed)
             self._record_event(probed, before, result)
             if before and not probed.state.up and result.reason in SILENT and not self._has_collectors(service.host):
                 self._probe_early(service.host)
             if not before and probed.state.up and self._collectors.host_states.get(service.host) == "down":
                 self._collectors.retry(self.hosts[service.host])
-        if not service.probe.is_reported:  # else nothing was measured
-            labels = escape_value(service.provider), escape_value(service.category)
-            self._metrics.probe_duration.labels(*labels).observe(result.duration)
+        if not probed.is_reported:  # else nothing was measured
+            self._find_duration(service.provider, service.category).observe(result.duration)
         return result
+
+    def _find_duration(self, provider: str, category: str) -> Histogram:
+        """Return the histogram of a provider and a category: to find it by its labels takes as long as to observe."""
+        found = self._durations.get((provider, category))
+        if found is None:
+            found = self._metrics.probe_duration.labels(escape_value(provider), escape_value(category))
+            self._durations[provider, category] = found
+        return found
 
     def _record_event(self, probed: ProbedService, before: bool | None, result: ProbeResult) -> None:
         up, service = probed.state.up, probed.service
@@ -378,17 +396,6 @@ def _group_by_host(services: Mapping[str, Service]) -> Mapping[str, Sequence[str
 
 def _schedule_key(service: Service) -> str:
     return service.host if isinstance(service.probe.options, HostProbeOptions) else service.id
-
-
-async def _probed_out_of_turn(probed: ProbedService, at: float) -> bool:
-    """Wait until `at`; return True as soon as the service has been probed outside of its schedule."""
-    try:
-        async with asyncio.timeout_at(at):
-            await probed.probed_out_of_turn.wait()
-    except TimeoutError:
-        return False
-    probed.probed_out_of_turn.clear()
-    return True
 
 
 def _compute_due_again(

@@ -15,6 +15,7 @@ from runtime.tasks import SmallEvent
 
 RECENT_FAILURES = 20
 LOG_REPEAT = 600.0  # seconds between two log lines about the same failure
+RENDER_EVERY = 5.0  # seconds; services that are probed more often are rendered at a scrape
 _NO_DETAILS = ProbeDetails()
 log = structlog.get_logger()
 
@@ -34,18 +35,29 @@ class ProbedService:
         self.due_by: float | None = None  # an earlier due time than that of the schedule, event loop's clock
         self.task: asyncio.Task[None] | None = None
         self._logged_at = 0.0  # event loop's clock
+        self._rendered_at = float("-inf")  # event loop's clock
         self.changed_at: float | None = None  # when `up` was determined or changed, event loop's clock
         self.is_paused = False  # it is probed only on request
         self.set_service(service)
 
     def set_service(self, service: Service) -> None:
         self.service = service
+        # Each probe uses these, and reading them from the configuration takes long.
+        self.id, self.kind, self.options = service.id, service.probe.kind, service.probe.options
+        self.is_reported = service.probe.is_reported
         self.series = ServiceSeries(service)
 
     def render(self) -> dict[str, str]:
         """Return the lines of `/metrics` by metric name."""
         state, last = self.visible_state
         return self.series.render(state, last, self.failures, is_paused=self.is_paused)
+
+    def is_rendered_often(self, now: float) -> bool:
+        """Whether it was rendered within the last seconds, and can be when it is needed; `now` is the event loop's."""
+        if now < self._rendered_at + RENDER_EVERY:
+            return True
+        self._rendered_at = now
+        return False
 
     @property
     def visible_state(self) -> tuple[ServiceState, ProbeResult | None]:
@@ -73,8 +85,8 @@ class ProbedService:
         before = self.state
         trace = result.details.evidence.get("traceback")
         # What a service reports itself is not debounced.
-        fail_after, recover_after = (1, 1) if options.is_reported else (options.fail_after, options.recover_after)
-        if options.is_reported:
+        fail_after, recover_after = (1, 1) if self.is_reported else (options.fail_after, options.recover_after)
+        if self.is_reported:
             result = replace(result, details=_NO_DETAILS)  # those of 10,000 heartbeats would take megabytes
         self.state = before.after_result(result, fail_after=fail_after, recover_after=recover_after)
         if self.state.up is not before.up:
@@ -95,7 +107,7 @@ class ProbedService:
             self._logged_at = now
             log.info(
                 "probe_result",
-                service=self.service.id,
+                service=self.id,
                 success=result.success,
                 up=self.state.up,
                 reason=result.reason,

@@ -123,3 +123,39 @@ def test_dropped_keys_have_no_lines(page: MetricsPage) -> None:
     page.drop("web")
     page.drop("host h")
     assert text_of(page) == ""
+
+
+def test_lines_that_are_rendered_when_they_are_needed(page: MetricsPage) -> None:
+    rendered = []
+
+    def render(value: int) -> dict[str, str]:
+        rendered.append(value)
+        return {"service_up": f'service_up{{service="web"}} {value}\n', "unknown": "unknown 1\n"}
+
+    for value in (1, 2):
+        page.put_later("web", lambda value=value: render(value))  # type: ignore[misc]
+    assert rendered == []
+    assert 'service_up{service="web"} 2\n' in text_of(page)
+    assert page.get("web") == {"service_up": 'service_up{service="web"} 2\n'}
+    assert text_of(page).count("service_up{") == 1
+    assert rendered == [2]
+    page.put_later("web", lambda: render(3))
+    assert page.get("web") == {"service_up": 'service_up{service="web"} 3\n'}
+    page.put_later("web", lambda: render(4))
+    page.drop("web")
+    assert "service_up{" not in text_of(page)
+    assert rendered == [2, 3]
+
+
+def test_keys_that_change_while_the_page_is_read() -> None:
+    page = MetricsPage(FAMILIES)
+    for number in range(2000):
+        page.put(f"{number}", {"service_up": f'service_up{{service="{number}"}} 1\n'})
+    parts = []
+    for chunk in page.chunks():
+        parts.append(chunk)
+        page.drop(f"{len(parts) * 400}")
+        page.put(f"new {len(parts)}", {"service_up": f'service_up{{service="new {len(parts)}"}} 1\n'})
+    lines = b"".join(parts).decode().splitlines()
+    assert len(lines) == len(set(lines)) == 2002
+    assert [line for line in lines if line.startswith("#")] == lines[:2]

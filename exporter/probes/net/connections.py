@@ -162,29 +162,28 @@ async def connect(
     tls: TlsSettings | None = None,
     alpn: tuple[str, ...] = (),
     filter_addresses: Callable[[list[str]], list[str]] | None = None,
-) -> tuple[asyncio.Transport, P]:
+) -> tuple[asyncio.Transport, P, str]:
     """Resolve, connect, and with `tls` perform the TLS handshake; record phases and certificate. Raises ProbeFailure.
 
-    TLS offers the protocols `alpn`. `filter_addresses` returns those of the resolved addresses that may be used, or
-    raises ProbeFailure.
+    Also return the address of the peer. TLS offers the protocols `alpn`. `filter_addresses` returns those of the
+    resolved addresses that may be used, or raises ProbeFailure.
     """
     context = ssl_context_for(tls, alpn) if tls else None
     addresses = await resolve(host, port, details, dial)
     if filter_addresses is not None:
         addresses = filter_addresses(addresses)
-    transport, instance = await _connect_any(addresses, port, protocol, details, dial)
-    record_ip_protocol(transport.get_extra_info("peername")[0], details)
+    transport, instance, address = await _connect_any(addresses, port, protocol, details, dial)
+    record_ip_protocol(address, details)
     if context is None or tls is None:
-        return transport, instance
+        return transport, instance, address
     name = server_name_of(tls, host)
-    peer = transport.get_extra_info("peername")
     try:
-        return await start_tls(transport, instance, context, name, details), instance
+        return await start_tls(transport, instance, context, name, details), instance, address
     except ProbeFailure as failure:
         if isinstance(failure.__cause__, ssl.SSLCertVerificationError):
             # Python gives no access to a certificate that it refused; read it over another connection.
             details.timeout_failure = failure
-            await record_served_chain(peer[0], port, name, details, dial=dial, tls=tls)
+            await record_served_chain(address, port, name, details, dial=dial, tls=tls)
         raise
 
 
@@ -194,21 +193,24 @@ def record_ip_protocol(address: str, details: ProbeDetails) -> None:
 
 async def _connect_any(
     addresses: list[str], port: int, protocol: Callable[[], P], details: ProbeDetails, dial: DialOptions
-) -> tuple[asyncio.Transport, P]:
+) -> tuple[asyncio.Transport, P, str]:
+    """Connect to one of several addresses; return it, too. Raises ProbeFailure."""
     loop = asyncio.get_running_loop()
     started = time.perf_counter()
     source = str(dial.source) if dial.source else None
     try:
         if len(addresses) == 1:
             local_address = (source, 0) if source else None
-            return await loop.create_connection(protocol, addresses[0], port, local_addr=local_address)
+            created = await loop.create_connection(protocol, addresses[0], port, local_addr=local_address)
+            return *created, addresses[0]
         # An address that drops packets must not use up the time of the others.
         sock = await aiohappyeyeballs.start_connection(
             [_address_info(each, port) for each in addresses],
             local_addr_infos=[_address_info(source, 0)] if source else None,
             happy_eyeballs_delay=NEXT_ADDRESS_DELAY,
         )
-        return await loop.create_connection(protocol, sock=sock)
+        peer = sock.getpeername()[0]
+        return *await loop.create_connection(protocol, sock=sock), peer
     except OSError as error:
         peers = " or ".join(f"{bracket(each)}:{port}" for each in addresses)
         raise connection_failure(error, f"cannot connect to {peers}") from error
@@ -229,7 +231,7 @@ async def check_unreachable(
     addresses = await resolve(host, port, details, dial)
     try:
         async with asyncio.timeout(UNREACHABLE_SHARE * timeout):
-            transport, _ = await _connect_any(addresses, port, asyncio.Protocol, details, dial)
+            transport, _, address = await _connect_any(addresses, port, asyncio.Protocol, details, dial)
     except TimeoutError:
         details.evidence["unreachable"] = "no answer"
         return
@@ -238,7 +240,6 @@ async def check_unreachable(
             raise
         details.evidence["unreachable"] = failure.message
         return
-    address = transport.get_extra_info("peername")[0]
     transport.abort()
     raise ProbeFailure("state", f"{bracket(address)}:{port} accepts connections, expected unreachable")
 
@@ -293,7 +294,7 @@ async def find_handshake_alert(
     reader = asyncio.StreamReader()
     try:
         async with asyncio.timeout(ALERT_TIMEOUT):
-            transport, _ = await _connect_any(
+            transport, _, _ = await _connect_any(
                 [address], port, lambda: asyncio.StreamReaderProtocol(reader), ProbeDetails(), dial
             )
             try:
@@ -311,7 +312,7 @@ async def record_served_chain(
     """Record the certificate chain that a server sends, over a separate connection and without verifying it."""
     reader = asyncio.StreamReader()
     try:
-        transport, _ = await _connect_any(
+        transport, _, _ = await _connect_any(
             [host], port, lambda: asyncio.StreamReaderProtocol(reader), ProbeDetails(), dial
         )
     except ProbeFailure:

@@ -196,18 +196,19 @@ async def _exchange(
 
     `redirected_from` is the address of the configured URL if the request follows a redirect.
     """
-    is_configured_origin = request.url.origin() == options.request.url.origin()
+    url = options.request.url
+    is_configured_origin = request.url is url or request.url.origin() == url.origin()
     tls = options.tls if is_configured_origin else options.tls.model_copy(update=_TLS_OF_CONFIGURED_ORIGIN)
     tls = with_server_name(tls, request.host_header)
-    transport, paced = await _connect(request, options, tls, details, on_body, redirected_from)
+    transport, paced, peer = await _connect(request, options, tls, details, on_body, redirected_from)
     reader = paced.protocol
-    peer = request.host if request.proxy is not None else str(transport.get_extra_info("peername")[0])
     sent = time.perf_counter()
     try:
         _send(request, options, transport, paced)
         failure = await reader.done
     finally:
         transport.abort()
+        reader.release()
         ended = time.perf_counter()
         first_byte = reader.first_byte
         details.add_phase("processing", (first_byte or ended) - sent)
@@ -229,25 +230,29 @@ async def _connect(
     details: ProbeDetails,
     on_body: OnBody | None,
     redirected_from: str | None,
-) -> tuple[asyncio.Transport, PacedReader]:
-    """Connect to the server, or to its proxy, with a reader of the response. Raises ProbeFailure."""
+) -> tuple[asyncio.Transport, PacedReader, str]:
+    """Connect to the server, or to its proxy, with a reader of the response. Raises ProbeFailure.
+
+    Also return the server's address, or its name behind a proxy.
+    """
+    may_use_http2 = _may_use_http2(options, request)
 
     def create_reader() -> PacedReader:
         reader = HttpResponseReader(request.method, options.max_body, details, on_body, strict=options.strict)
         paced = PacedProtocol(reader)
-        if _may_use_http2(options, request):
+        if may_use_http2:
             paced.set_paused(paused=True)  # until it is known which version the server has chosen
         return paced
 
     def filter_addresses(addresses: list[str]) -> list[str]:
-        if redirected_from is None:
-            return addresses
+        assert redirected_from is not None  # noqa: S101 - it is not used otherwise
         return redirects.allowed_addresses(addresses, request.host, redirects.classify_host(redirected_from))
 
     if request.proxy is not None:
         if redirected_from is not None:
             filter_addresses(await redirects.resolve_for_proxy(request.host, request.port, options))
-        return await _connect_through_proxy(request.proxy, request, create_reader, options, tls, details)
+        transport, reader = await _connect_through_proxy(request.proxy, request, create_reader, options, tls, details)
+        return transport, reader, request.host
     return await connect(
         request.host,
         request.port,
@@ -255,8 +260,8 @@ async def _connect(
         details,
         dial=options,
         tls=tls if request.secure else None,
-        alpn=_ALPN if _may_use_http2(options, request) else (),
-        filter_addresses=filter_addresses,
+        alpn=_ALPN if may_use_http2 else (),
+        filter_addresses=None if redirected_from is None else filter_addresses,
     )
 
 
@@ -324,9 +329,9 @@ async def _connect_to_proxy(
     tls = proxy.tls if url.scheme == "https" else None
     port = url.port or (443 if tls else 80)
     if not request.secure:
-        return await connect(url.raw_host or "", port, create_reader, details, dial=options, tls=tls)
+        return (await connect(url.raw_host or "", port, create_reader, details, dial=options, tls=tls))[:2]
     target = f"{without_zone(request.url.host_subcomponent or '')}:{request.port}"
-    transport, reader = await connect(
+    transport, reader, _ = await connect(
         url.raw_host or "",
         port,
         lambda: HttpResponseReader("CONNECT", options.max_body, details, strict=options.strict),
@@ -344,6 +349,7 @@ async def _connect_to_proxy(
         transport.abort()
         raise
     finally:
+        reader.release()
         details.add_phase("connect", time.perf_counter() - started)
     if failure is not None:
         transport.abort()

@@ -42,7 +42,10 @@ class HttpResponse:
 
 
 class HttpResponseReader(asyncio.Protocol):
-    """Reads one response; `done` becomes None when it is complete, or the failure that ended it."""
+    """Reads one response; `done` becomes None when it is complete, or the failure that ended it.
+
+    `release` must be called when the connection has ended.
+    """
 
     _held = 0  # bytes of the bodies of all responses that are being read
 
@@ -57,10 +60,9 @@ class HttpResponseReader(asyncio.Protocol):
     ) -> None:
         self.headers: list[tuple[str, str]] = []
         self.body = bytearray()
-        self.status = 0
+        self.status = 0  # until it is known
         self.first_byte: float | None = None
         self.done: asyncio.Future[ProbeFailure | None] = asyncio.get_running_loop().create_future()
-        self.done.add_done_callback(self._release)
         self._details = details
         self._method = method
         self._max_body = max_body
@@ -69,7 +71,6 @@ class HttpResponseReader(asyncio.Protocol):
         self._headers_size = 0  # headers and trailers
         self._unparsed_size = 0  # bytes of headers that are not complete
         self._body_received = False  # in the last call of data_received()
-        self._has_length = False  # whether the headers determine where the body ends
         self.version = ""
         self._is_http2 = False
         self.has_received = False  # anything
@@ -103,27 +104,24 @@ class HttpResponseReader(asyncio.Protocol):
         # The parser reports a name, a value or a chunk extension only when it is complete.
         self._unparsed_size = 0 if self._body_received else self._unparsed_size + len(data)
         self._body_received = False
-        self._check_headers_size(self._unparsed_size)
+        if self._unparsed_size > HEADERS_LIMIT:
+            self._end_for_headers()
 
-    def _check_headers_size(self, size: int) -> None:
-        if size > HEADERS_LIMIT:
-            self.end(ProbeFailure("protocol", f"the response headers are longer than {HEADERS_LIMIT} bytes"))
+    def _end_for_headers(self) -> None:
+        self.end(ProbeFailure("protocol", f"the response headers are longer than {HEADERS_LIMIT} bytes"))
 
     @property
     def body_size(self) -> int:
         """The bytes of the body that have been received, before decoding."""
         return self._body_size
 
-    @property
-    def status_known(self) -> bool:
-        return self.status != 0
-
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.done.done():
             return  # data after the end of the response
         self._headers_size += len(name) + len(value)
-        self._check_headers_size(self._headers_size)
-        if not self.status_known:  # trailers count towards the limit, but are not used
+        if self._headers_size > HEADERS_LIMIT:
+            self._end_for_headers()
+        if not self.status:  # trailers count towards the limit, but are not used
             self.headers.append((name.decode("latin-1").lower(), _decode_value(value.strip(b" \t"))))
 
     def on_headers_complete(self) -> None:
@@ -137,10 +135,6 @@ class HttpResponseReader(asyncio.Protocol):
         self.status = status
         if self.first_byte is None:
             self.first_byte = time.perf_counter()
-        self._has_length = self._is_http2 or any(
-            name == "content-length" or (name == "transfer-encoding" and "chunked" in value.lower())
-            for name, value in self.headers
-        )
         if self._method == "HEAD" or (self._method == "CONNECT" and status < 300):  # noqa: PLR2004 - HTTP status code
             self.end(None)
 
@@ -166,15 +160,15 @@ class HttpResponseReader(asyncio.Protocol):
                 self.end(ProbeFailure("body", f"the body is longer than {BODY_ALWAYS_READ} bytes, and {limit}"))
 
     def on_message_complete(self) -> None:
-        if self.status_known:
+        if self.status:
             self.end(None)
 
     def connection_lost(self, error: Exception | None) -> None:
         if self.done.done():
             return
-        if self.status_known and not self._has_length and error is None:
+        if self.status and not self._has_length() and error is None:
             self.end(None)  # the end of the connection is the end of a body without a length
-        elif self.status_known:
+        elif self.status:
             self.end(ProbeFailure("protocol", f"the connection was closed after {self._body_size} bytes of the body"))
         elif self.first_byte is not None:
             self.end(ProbeFailure("protocol", "the connection was closed within the response headers"))
@@ -182,13 +176,21 @@ class HttpResponseReader(asyncio.Protocol):
             cause = getattr(error, "strerror", None) or "closed"
             self.end(ProbeFailure("protocol", f"the connection was lost before any answer: {str(cause).lower()}"))
 
+    def _has_length(self) -> bool:
+        """Whether the headers determine where the body ends."""
+        return self._is_http2 or any(
+            name == "content-length" or (name == "transfer-encoding" and "chunked" in value.lower())
+            for name, value in self.headers
+        )
+
     def end(self, failure: ProbeFailure | None) -> None:
         """Stop reading, with a failure or with what has been read."""
         if not self.done.done():
             self.done.set_result(failure)
 
-    def _release(self, _done: object) -> None:
-        """Note that the body is read, also if the probe was cancelled because it took too long."""
+    def release(self) -> None:
+        """Stop reading, and note that the body is read, also if the probe was cancelled because it took too long."""
+        self.done.cancel()
         HttpResponseReader._held -= len(self.body)
         del self._parser  # each holds the other, and the body would stay until the next garbage collection
 
