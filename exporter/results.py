@@ -66,6 +66,7 @@ class ProbeDetails:
     evidence: dict[str, Any] = field(default_factory=dict)
     redact: Redactor = field(default_factory=Redactor)
     timeout_failure: ProbeFailure | None = None  # reported instead of a plain timeout if the deadline passes now
+    held: int = 0  # bytes of bodies that the probe keeps in memory
     measured_at: float | None = None  # Unix time of the data that the result is based on, if older than the probe
 
     def add_phase(self, name: str, seconds: float) -> None:

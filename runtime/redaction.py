@@ -1,12 +1,14 @@
 """Redaction of secrets from all text that leaves the program."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import re2
 
-from runtime.secret_forms import list_forms
+from runtime.secret_forms import list_common_forms, list_forms
 
 MASK = "***"
 MIN_SECRET_LENGTH = 6  # masking every "prod" would make text unreadable
@@ -90,6 +92,56 @@ def _compile_any(patterns: Iterable[bytes]) -> Any:
         return _compile(b"")
 
 
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """The secrets with one start, sorted, and for each the lengths of the secrets that it begins with."""
+
+    secrets: tuple[str, ...]
+    shorter: tuple[tuple[int, ...], ...]
+    longest: int
+
+    @classmethod
+    def of(cls, secrets: Iterable[str]) -> "_Group":
+        ordered = tuple(sorted(set(secrets)))
+        shorter: list[tuple[int, ...]] = []
+        beginnings: list[str] = []  # of the secret before, itself among them
+        for secret in ordered:
+            while beginnings and not secret.startswith(beginnings[-1]):
+                beginnings.pop()
+            shorter.append(tuple(map(len, beginnings)))
+            beginnings.append(secret)
+        return cls(ordered, tuple(shorter), max(map(len, ordered)))
+
+    def find_longest(self, text: str, at: int) -> int:
+        """Return the length of the longest secret at a position; 0 if there is none.
+
+        It is the last one that is not greater than the text, or the longest one that this begins with, and the text
+        too. So the time hardly depends on the number of secrets, which a server may choose.
+        """
+        here = text[at : at + self.longest]
+        index = bisect_right(self.secrets, here) - 1
+        if index < 0:
+            return 0
+        found = self.secrets[index]
+        if here.startswith(found):
+            return len(found)
+        lengths = self.shorter[index]
+        position = bisect_right(lengths, _count_common(found, here)) if lengths else 0
+        return lengths[position - 1] if position else 0
+
+
+def _count_common(one: str, other: str) -> int:
+    """Return how many characters at the beginning of two texts are the same."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
 class Redactor:
     """Replaces known secrets by `***`; secrets are only ever added.
 
@@ -99,8 +151,7 @@ class Redactor:
 
     def __init__(self, secrets: Iterable[str] = (), base: "Redactor | None" = None) -> None:
         self._base = base
-        self._known: set[str] = set()
-        self._lengths: dict[str, list[int]] = {}  # of the known ones by their start, the longest first
+        self._groups: dict[str, str | _Group] = {}  # by their start; most have one secret
         self._patterns: set[bytes] = set()  # for the starts of the known ones
         self._starts: Any = None  # the pattern for any of these
         self.longest: int = base.longest if base is not None else 0  # characters of a secret
@@ -108,14 +159,22 @@ class Redactor:
 
     def add(self, secrets: Iterable[str]) -> None:
         """Add secrets; those shorter than `MIN_SECRET_LENGTH` are ignored."""
+        self._add(secrets, list_forms)
+
+    def add_from_server(self, secrets: Iterable[str]) -> None:
+        """Add secrets that a server has chosen, in their commonest forms alone: all forms could take minutes."""
+        self._add(secrets, list_common_forms)
+
+    def _add(self, secrets: Iterable[str], list_forms_of: Callable[[str], Iterable[str]]) -> None:
         long_enough = {secret for secret in secrets if len(secret) >= MIN_SECRET_LENGTH}
-        new = {form for secret in long_enough for form in list_forms(secret)} - self._known
-        lengths: dict[str, set[int]] = {}
+        new = {form for secret in long_enough for form in list_forms_of(secret)}
+        by_start: dict[str, list[str]] = {}
         for form in new:
-            lengths.setdefault(form[:MIN_SECRET_LENGTH], set()).add(len(form))
-        for start, own in lengths.items():
-            self._lengths[start] = sorted(own.union(self._lengths.get(start, ())), reverse=True)
-        self._known |= new
+            by_start.setdefault(form[:MIN_SECRET_LENGTH], []).append(form)
+        for start, forms in by_start.items():
+            known = self._groups.get(start, ())
+            together = {*forms, *((known,) if isinstance(known, str) else known.secrets if known else ())}
+            self._groups[start] = _Group.of(together) if len(together) > 1 else next(iter(together))
         patterns = set(map(_write_pattern, new)) - self._patterns
         if patterns:  # after the rest: a search in another thread has either all of the new secrets, or none
             self._patterns |= patterns
@@ -130,13 +189,21 @@ class Redactor:
         parts: list[str] = []
         done = end = 0  # where the processed text ends, and where the last secret ends
         for at in range(len(text) - MIN_SECRET_LENGTH + 1):
-            for length in self._lengths.get(text[at : at + MIN_SECRET_LENGTH], ()):
-                if text[at : at + length] in self._known:
-                    if at >= end:  # an overlap with the secret before is covered by its mask
-                        parts += [text[done:at], MASK]
-                    end = done = max(end, at + length)
-                    break
+            length = self._find_longest(text, at)
+            if length:
+                if at >= end:  # an overlap with the secret before is covered by its mask
+                    parts += [text[done:at], MASK]
+                end = done = max(end, at + length)
         return "".join([*parts, text[done:]]) if parts else text
+
+    def _find_longest(self, text: str, at: int) -> int:
+        """Return the length of the longest secret at a position of a text; 0 if there is none."""
+        found = self._groups.get(text[at : at + MIN_SECRET_LENGTH])
+        if found is None:
+            return 0
+        if isinstance(found, str):
+            return len(found) if text.startswith(found, at) else 0
+        return found.find_longest(text, at)
 
     def redact_head(self, text: str, limit: int) -> str:
         """Return at most `limit` characters of the beginning, redacted; the time does not depend on the whole text."""
@@ -155,8 +222,10 @@ class Redactor:
         return redacted[-limit:]
 
     def with_secret(self, secret: str) -> "Redactor":
-        """Return a redactor that also masks this secret."""
-        return Redactor([secret], base=self)
+        """Return a redactor that also masks this secret, which a server may have chosen."""
+        made = Redactor(base=self)
+        made.add_from_server([secret])
+        return made
 
     def redact_all(self, value: Any) -> Any:
         """Return maps and lists with every string in them redacted; the same ones if there is no secret."""

@@ -51,6 +51,18 @@ def list_forms(secret: str) -> frozenset[str]:
     return quoted | frozenset({secret, repr(secret)[1:-1]})
 
 
+def list_common_forms(secret: str) -> frozenset[str]:
+    """Return the commonest forms of a secret, itself among them: for one that a server chooses, whatever its length."""
+    if _PLAIN.fullmatch(secret):
+        return frozenset({secret})
+    text = secret.encode("utf-8", "replace")
+    in_urls = _in_both_cases([quote(text), quote(text, safe=""), quote_plus(text)])
+    in_json = {json.dumps(secret, ensure_ascii=is_ascii)[1:-1] for is_ascii in (True, False)}
+    in_json |= {each.replace("/", "\\/") for each in in_json}
+    in_html = {html.escape(secret, quote=has_quotes) for has_quotes in (True, False)}
+    return frozenset(in_urls | in_json | in_html | {secret, repr(secret)[1:-1]})
+
+
 def _list_url_forms(secret: str) -> frozenset[str]:
     text = secret.encode("utf-8", "replace")
     by_yarl = (quote_plus(text, safe=safe) for safe in (_YARL, _YARL + ";"))  # earlier versions leave the semicolon

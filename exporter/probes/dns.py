@@ -15,7 +15,7 @@ import dns.rdatatype
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from exporter.probes import ProbeContext, ProbeKind
-from exporter.probes.expectations import compile_cached, run_in_thread
+from exporter.probes.expectations import compile_cached
 from exporter.probes.net.connections import (
     DialOptions,
     connection_failure,
@@ -26,6 +26,7 @@ from exporter.probes.net.connections import (
 )
 from exporter.probes.net.name_servers import LONG_RESPONSE, query_tcp, query_udp
 from exporter.probes.net.tls_contexts import ProbeTls, ssl_context_for
+from exporter.probes.peer_work import run_in_thread
 from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import ConfigModel, split_address
 from fleet.inventory.units import Patterns, PositiveDuration, as_list
@@ -123,7 +124,7 @@ async def probe_dns(options: DnsProbeOptions, _context: ProbeContext, details: P
     for section in ("answer", "authority", "additional"):
         details.evidence[f"{section} records"] = sum(map(len, getattr(response, section)))
     if len(text) > LONG_RESPONSE:
-        await run_in_thread(_check, options.expect, response, duration)
+        await run_in_thread(host, _check, options.expect, response, duration)
     else:
         _check(options.expect, response, duration)
 

@@ -1,10 +1,8 @@
 """Expectations of texts that several probe kinds share, and how they are checked."""
 
-import asyncio
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
 
 import webencodings
 
@@ -16,18 +14,6 @@ LABEL_LIMIT = 40  # characters of the name of a charset
 EXAMINED = 10_000  # characters of a text that become evidence
 
 _BYTE_ORDER_MARKS = (b"\xef\xbb", b"\xfe\xff", b"\xff\xfe")  # their first two bytes
-
-P = ParamSpec("P")
-T = TypeVar("T")
-_THREADS = ThreadPoolExecutor(2, thread_name_prefix="expectations")
-
-
-async def run_in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run `work` in a thread pool of its own, so that it blocks neither the event loop nor other users of threads.
-
-    It cannot be cancelled once it runs, so it must be bounded; work that still waits is cancelled with the probe.
-    """
-    return await asyncio.get_running_loop().run_in_executor(_THREADS, partial(work, *args, **kwargs))
 
 
 @lru_cache(maxsize=50_000)
@@ -48,17 +34,28 @@ def check_matches(patterns: Iterable[str], text: bytes, name: str, details: Prob
 def check_lacks(patterns: Iterable[str], text: bytes, name: str, details: ProbeDetails) -> None:
     """Raise ProbeFailure if any pattern matches `text` (UTF-8)."""
     for pattern in patterns:
-        if compile_cached(pattern).search(text) is not None:
-            # Redact the whole text first: the match may be a part of a secret.
-            match = compile_cached(pattern).search(details.redact(text.decode("utf-8", "replace")).encode())
-            matched = quote_excerpt(match.group(), details) if match is not None else "a secret"
+        found = compile_cached(pattern).search(text)
+        if found is not None:
+            matched = _quote_match(pattern, text, found.span(), details)
             raise ProbeFailure("body", f"{name} must not match {pattern!r}, but contains {matched}")
+
+
+def _quote_match(pattern: str, text: bytes, span: tuple[int, int], details: ProbeDetails) -> str:
+    """Return the beginning of a match, quoted. It may be a part of a secret: what is around it is redacted with it."""
+    start, end = span
+    margin = 4 * details.redact.longest  # bytes; a character takes up to 4
+    near = text[max(0, start - margin) : min(end, start + 4 * EXCERPT_LENGTH) + margin].decode("utf-8", "replace")
+    redacted = details.redact(near)
+    if redacted == near:
+        return quote_excerpt(text[start:end], details)
+    match = compile_cached(pattern).search(redacted.encode())
+    return quote_excerpt(match.group(), details) if match is not None else "a secret"
 
 
 def quote_excerpt(text: bytes, details: ProbeDetails) -> str:
     """Return the beginning of `text`, quoted; secrets are redacted before it is cut."""
-    limit = 4 * (EXCERPT_LENGTH + details.redact.longest)  # bytes; a character takes up to 4
-    redacted = details.redact(text[:limit].decode("utf-8", "replace"))
+    examined = EXCERPT_LENGTH + details.redact.longest  # characters, of which each takes up to 4 bytes
+    redacted = details.redact(text[: 4 * examined].decode("utf-8", "replace")[:examined])
     return repr(redacted[:EXCERPT_LENGTH]) + ("…" if len(redacted) > EXCERPT_LENGTH else "")
 
 

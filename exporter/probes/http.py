@@ -1,7 +1,8 @@
 """The `http` probe: sends one request and checks the response."""
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
@@ -12,25 +13,27 @@ from exporter.probes.expectations import (
     compile_cached,
     quote_excerpt,
     recode_as_utf8,
-    run_in_thread,
 )
 from exporter.probes.json_conditions import JsonExpect, check_json, parse_json
 from exporter.probes.net.connections import Unreachable, UnreachableExpect, check_unreachable, expand_unreachable
 from exporter.probes.net.cookies import Cookies, list_values
-from exporter.probes.net.http_client import LONG_BODY, decode, fetch
+from exporter.probes.net.http_client import decode, fetch
 from exporter.probes.net.http_request import HttpBodyOptions, HttpRequestOptions, RequestHeaderName
 from exporter.probes.net.http_response import HttpResponse
 from exporter.probes.net.kept_values import check_places, fill, find_names
+from exporter.probes.peer_work import run_in_thread
 from exporter.probes.values import HttpValues, find_texts, note_http_values
 from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import ConfigModel
 from fleet.inventory.units import Pattern, Patterns, PositiveDuration, as_list
 from runtime.redaction import Redactor
 
+T = TypeVar("T")
 VALUES_SHOWN = 3  # of a header that is sent several times
 STEPS_LIMIT = 10  # requests before that of the probe
 _OF_CONNECTIONS = ("ip", "source", "resolver", "tls", "proxy", "strict")  # keys of options
-LONG_JSON = 4 * 1024  # bytes; a JSONPath may traverse the document many times
+LONG_BODY, LONG_JSON = 128 * 1024, 4 * 1024  # bytes; a JSONPath may traverse a document many times
+SECRETS_LIMIT, SECRETS_SIZE_LIMIT = 100, 64 * 1024  # values that servers choose, and their characters
 
 
 def _parse_statuses(value: object) -> list[tuple[int, int]]:
@@ -154,19 +157,24 @@ async def probe_http(options: HttpProbeOptions, context: ProbeContext, details: 
         cookies, kept = await _take_steps(options.before, details)
         options = fill(options, kept)
     response = await fetch(options, details, cookies=cookies)
+    check = partial(_check_response, options, response, details)
+    await examine(options, response, check, has_json=bool(expect.json_ or options.values))
+
+
+def _check_response(options: HttpProbeOptions, response: HttpResponse, details: ProbeDetails) -> None:
+    expect = options.expect
     if options.values or expect.reads_body or not _is_expected(response.status, expect.status):
-        response = await decode_unless_refused(options, expect.status, response, details)
-    if options.values and len(response.body) > LONG_JSON:
-        await run_in_thread(_note_values, options.values, response, details)
-    elif options.values:
-        _note_values(options.values, response, details)
-    await check_response(options, expect, response, details)
+        response = decode_unless_refused(options, expect.status, response, details)
+    if options.values:
+        body = recode_as_utf8(response.header("content-type"), response.body)
+        note_http_values(options.values, response.header, body, details)
+    check_response(options, expect, response, details)
 
 
 async def _take_steps(steps: Sequence[HttpStep], details: ProbeDetails) -> tuple[Cookies, Mapping[str, str]]:
     """Send the requests before that of the probe; return the cookies and the kept values. Raises ProbeFailure."""
     cookies, kept = Cookies(), dict[str, str]()
-    secrets = details.redact = Redactor(base=details.redact)
+    secrets = _Secrets(details)
     for number, step in enumerate(steps, 1):
         details.timeout_failure = ProbeFailure("timeout", f"request {number} before: no answer in time")
         try:
@@ -178,34 +186,59 @@ async def _take_steps(steps: Sequence[HttpStep], details: ProbeDetails) -> tuple
     return cookies, kept
 
 
-async def _take_step(step: HttpStep, cookies: Cookies, secrets: Redactor, details: ProbeDetails) -> Mapping[str, str]:
+class _Secrets:
+    """What servers have set or returned before the request of a probe, and nobody else may see."""
+
+    def __init__(self, details: ProbeDetails) -> None:
+        self._redact = details.redact = Redactor(base=details.redact)
+        self._count = self._size = 0
+
+    def add(self, values: Collection[str]) -> None:
+        """Mask values in all that is shown from now on. Raises ProbeFailure if they are too many to do so."""
+        self._count += len(values)
+        self._size += sum(map(len, values))
+        if self._count > SECRETS_LIMIT or self._size > SECRETS_SIZE_LIMIT:
+            limits = f"{SECRETS_LIMIT} cookies and kept values, or {SECRETS_SIZE_LIMIT} characters in them"
+            raise ProbeFailure("protocol", f"the responses have more than {limits}")
+        self._redact.add_from_server(values)
+
+
+async def _take_step(step: HttpStep, cookies: Cookies, secrets: _Secrets, details: ProbeDetails) -> Mapping[str, str]:
     """Send one request, and return what is kept of its response, which becomes secret. Raises ProbeFailure."""
     try:
         response = await fetch(step, details, cookies=cookies)
     finally:  # also if the response cannot be read
         last = [value for name, value in details.evidence.get("headers", ()) if name == "set-cookie"]
-        secrets.add([*cookies.values, *list_values(last)])
-        cookies.values.clear()
+        set_before, cookies.values = cookies.values, []
+        secrets.add({*set_before, *list_values(last)})
+    check = partial(_check_step, step, response, secrets, details)
+    return await examine(step, response, check, has_json=bool(step.expect.json_ or step.keep))
+
+
+def _check_step(step: HttpStep, response: HttpResponse, secrets: _Secrets, details: ProbeDetails) -> Mapping[str, str]:
     found: Mapping[str, str] = {}
     if step.keep or step.expect.reads_body:
-        response = await decode_unless_refused(step, step.expect.status, response, details)
+        response = decode_unless_refused(step, step.expect.status, response, details)
     if step.keep:
         text = recode_as_utf8(response.header("content-type"), response.body)
-        found = await run_in_thread(find_texts, step.keep, response.header, text)
-    secrets.add(found.values())  # before they could be shown here
-    await check_response(step, step.expect, response, details)
+        found = find_texts(step.keep, response.header, text)
+    secrets.add(list(found.values()))  # before they could be shown here
+    check_response(step, step.expect, response, details)
     missing = [name for name in step.keep if name not in found]
     if missing:
         raise ProbeFailure("body", f"the response has no text or number for {missing[0]}")
     return found
 
 
-def _note_values(values: HttpValues, response: HttpResponse, details: ProbeDetails) -> None:
-    body = recode_as_utf8(response.header("content-type"), response.body)
-    note_http_values(values, response.header, body, details)
+async def examine(options: HttpRequestOptions, response: HttpResponse, check: Callable[[], T], *, has_json: bool) -> T:
+    """Return what `check` returns: it runs in a thread if the body is long or encoded, so as not to delay others."""
+    is_long = len(response.body) > (LONG_JSON if has_json else LONG_BODY)
+    if is_long or (response.body and response.header("content-encoding") is not None):
+        return await run_in_thread(options.request.host, check)
+    return check()
 
 
-async def decode_unless_refused(
+def decode_unless_refused(
     options: HttpRequestOptions, expected: list[tuple[int, int]], response: HttpResponse, details: ProbeDetails
 ) -> HttpResponse:
     """Return the response with its body decoded. Raises ProbeFailure, but not if the status code is not as expected.
@@ -213,24 +246,11 @@ async def decode_unless_refused(
     Then the status code is the failure to report.
     """
     try:
-        return await decode(response, options, details)
+        return decode(response, options, details)
     except ProbeFailure:
         if _is_expected(response.status, expected):
             raise
         return response
-
-
-async def check_response(
-    options: HttpRequestOptions, expect: HttpExpect, response: HttpResponse, details: ProbeDetails
-) -> None:
-    """Check a response, in a thread if its body is long, so that other probes are not delayed. Raises ProbeFailure.
-
-    Its body is decoded, unless nothing is expected of it.
-    """
-    if len(response.body) > (LONG_JSON if expect.json_ else LONG_BODY):
-        await run_in_thread(_check, options, expect, response, details)
-    else:
-        _check(options, expect, response, details)
 
 
 def _is_expected(status: int, expected: list[tuple[int, int]]) -> bool:
@@ -253,7 +273,10 @@ def check_status(
     raise ProbeFailure("auth" if refused else "status", f"answered {status}, expected {ranges}{body}")
 
 
-def _check(options: HttpRequestOptions, expect: HttpExpect, response: HttpResponse, details: ProbeDetails) -> None:
+def check_response(
+    options: HttpRequestOptions, expect: HttpExpect, response: HttpResponse, details: ProbeDetails
+) -> None:
+    """Check a response. Raises ProbeFailure. Its body is decoded, unless nothing is expected of it."""
     check_status(options, expect.status, response, details)
     if expect.http_version and response.version not in expect.http_version:
         versions = " or ".join(expect.http_version)

@@ -1,6 +1,7 @@
 """Expectations of JSON: paths (RFC 9535), conditions on the values that they select, and how they are checked."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from itertools import islice
@@ -17,6 +18,8 @@ from fleet.inventory.units import Pattern
 
 JSON_LIMIT = 1024 * 1024  # bytes; parsing blocks the event loop, and the result takes many times as much memory
 NODES_LIMIT = 10_000
+VISITS_LIMIT = 200_000  # values that all paths together may look at; a hundred thousand take up to a second
+_BROAD = re.compile(r"\.\.|[*?:]")  # what makes a path look at many values
 
 
 def _json_path(path: object) -> str:
@@ -170,8 +173,40 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def find_values(path: str, document: Any) -> JSONPathNodeList:
+class Visits:
+    """How many values the paths that are compared with one response may still look at."""
+
+    def __init__(self) -> None:
+        self._left = VISITS_LIMIT
+
+    def take(self, path: str, document: Any) -> None:
+        """Take what the evaluation of a path may look at, at most. Raises ProbeFailure."""
+        broad = len(_BROAD.findall(path))
+        if not broad:
+            return
+        count = _count_values(document, self._left)
+        # A filter may evaluate a path from the root for each value.
+        self._left -= broad * count * (count if "?" in path and "$" in path[1:] else 1)
+        if self._left < 0:
+            raise ProbeFailure("json", f"{path} and the paths before look at more than {VISITS_LIMIT} values")
+
+
+def _count_values(document: Any, limit: int) -> int:
+    """Count the values in a document; more than `limit` need not be counted."""
+    count, left = 0, [document]
+    while left and count <= limit:
+        value = left.pop()
+        count += 1
+        if isinstance(value, dict):
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+    return count + len(left)
+
+
+def find_values(path: str, document: Any, visits: Visits) -> JSONPathNodeList:
     """Return the values that `path` selects, at most NODES_LIMIT. Raises ProbeFailure."""
+    visits.take(path, document)
     try:
         nodes = JSONPathNodeList(islice(compile_json_path(path).finditer(document), NODES_LIMIT + 1))
     except (JSONPathError, RecursionError) as error:
@@ -183,16 +218,17 @@ def find_values(path: str, document: Any) -> JSONPathNodeList:
 
 def check_json(expect: Mapping[str, Any], document: Any, details: ProbeDetails) -> None:
     """Raise ProbeFailure unless every path selects at least one value, and all its values are as expected."""
+    visits = Visits()
     for path, expected in expect.items():
-        problem = find_json_problem(path, expected, document, details)
+        problem = find_json_problem(path, expected, document, visits, details)
         if problem:
             raise ProbeFailure("json", problem)
 
 
-def find_json_problem(path: str, expected: Any, document: Any, details: ProbeDetails) -> str:
+def find_json_problem(path: str, expected: Any, document: Any, visits: Visits, details: ProbeDetails) -> str:
     """Return how what `path` selects differs from what is expected, or an empty string. Raises ProbeFailure."""
-    values = find_values(path, document).values()
-    compared = _Document(document)
+    values = find_values(path, document, visits).values()
+    compared = _Document(document, visits)
     if isinstance(expected, JsonCondition) and expected.absent is not None:
         return _find_presence_problem(path, values, details, is_absent=expected.absent)
     if not values:
@@ -226,14 +262,14 @@ def _describe_mismatch(expected: Any, value: Any, document: "_Document", details
 class _Document:
     """The document that paths of conditions are compared with: each is looked for once, not for each value."""
 
-    def __init__(self, value: Any) -> None:
-        self._value = value
+    def __init__(self, value: Any, visits: Visits) -> None:
+        self._value, self._visits = value, visits
         self._found: dict[str, Any] = {}
 
     def find_one(self, path: str) -> Any:
         """Return the only value that a path selects. Raises ProbeFailure."""
         if path not in self._found:
-            values = find_values(path, self._value).values()
+            values = find_values(path, self._value, self._visits).values()
             if len(values) != 1:
                 count = len(values) or "no"
                 raise ProbeFailure("json", f"{path} selects {count} values, expected one to compare with")

@@ -10,12 +10,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from exporter.probes import ProbeContext, ProbeKind
-from exporter.probes.expectations import check_lacks, check_matches, quote_excerpt, recode_as_utf8, run_in_thread
+from exporter.probes.expectations import check_lacks, check_matches, quote_excerpt, recode_as_utf8
 from exporter.probes.http import check_status, decode_unless_refused
 from exporter.probes.json_conditions import parse_json
 from exporter.probes.net.http_client import fetch
 from exporter.probes.net.http_request import HttpRequestOptions, ProbeAuth
 from exporter.probes.net.http_response import HttpResponse, HttpResponseReader
+from exporter.probes.peer_work import run_in_thread
 from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import REFERENCES_ARE_SECRET, ConfigModel, Token
 from fleet.inventory.units import Patterns, PositiveDuration
@@ -250,9 +251,13 @@ async def probe_openai(options: OpenaiProbeOptions, _context: ProbeContext, deta
 
 async def _parse(options: OpenaiProbeOptions, response: HttpResponse, details: ProbeDetails) -> Any:
     """Return the JSON of a whole response. Raises ProbeFailure."""
-    response = await decode_unless_refused(options, EXPECTED_STATUS, response, details)
-    check_status(options, EXPECTED_STATUS, response, details)
-    return await run_in_thread(parse_json, recode_as_utf8(response.header("content-type"), response.body))
+
+    def parse() -> Any:
+        decoded = decode_unless_refused(options, EXPECTED_STATUS, response, details)
+        check_status(options, EXPECTED_STATUS, decoded, details)
+        return parse_json(recode_as_utf8(decoded.header("content-type"), decoded.body))
+
+    return await run_in_thread(options.request.host, parse)
 
 
 def _list_objects(answer: Any, details: ProbeDetails) -> list[Mapping[str, Any]]:

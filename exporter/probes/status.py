@@ -7,12 +7,13 @@ from jsonpath_rfc9535 import JSONPathNode
 from pydantic import Field, PlainValidator
 
 from exporter.probes import ProbeContext, ProbeKind
-from exporter.probes.expectations import EXAMINED, recode_as_utf8, run_in_thread
+from exporter.probes.expectations import EXAMINED, recode_as_utf8
 from exporter.probes.http import HttpExpect, check_response, decode_unless_refused
-from exporter.probes.json_conditions import JsonExpect, JsonPath, find_json_problem, find_values, parse_json
+from exporter.probes.json_conditions import JsonExpect, JsonPath, Visits, find_json_problem, find_values, parse_json
 from exporter.probes.net.http_client import fetch
 from exporter.probes.net.http_request import HttpRequestOptions
 from exporter.probes.net.http_response import HttpResponse
+from exporter.probes.peer_work import run_in_thread
 from exporter.probes.values import ValueName
 from exporter.results import Component, ProbeDetails, ProbeFailure, Scalar, replace_unencodable
 from fleet.inventory.endpoints import ConfigModel
@@ -61,9 +62,8 @@ class StatusProbeOptions(HttpRequestOptions):
 
 
 async def probe_status(options: StatusProbeOptions, _context: ProbeContext, details: ProbeDetails) -> None:
-    response = await decode_unless_refused(options, options.expect.status, await fetch(options, details), details)
-    await check_response(options, options.expect, response, details)
-    components = await run_in_thread(_parse_components, options.components, response, details)
+    response = await fetch(options, details)
+    components = await run_in_thread(options.request.host, _check_page, options, response, details)
     details.components = dict(list(components.items())[:COMPONENTS_LIMIT])
     down = [name for name, each in components.items() if not each.up]
     up_count = len(components) - len(down)
@@ -77,6 +77,13 @@ async def probe_status(options: StatusProbeOptions, _context: ProbeContext, deta
         )
 
 
+def _check_page(options: StatusProbeOptions, response: HttpResponse, details: ProbeDetails) -> dict[str, Component]:
+    """Check a response, and return its components. Raises ProbeFailure."""
+    response = decode_unless_refused(options, options.expect.status, response, details)
+    check_response(options, options.expect, response, details)
+    return _parse_components(options.components, response, details)
+
+
 def _parse_components(options: StatusComponents, response: HttpResponse, details: ProbeDetails) -> dict[str, Component]:
     """Return the components by name; those of one name are all up or down, with the values of the first.
 
@@ -84,30 +91,37 @@ def _parse_components(options: StatusComponents, response: HttpResponse, details
     """
     page = parse_json(recode_as_utf8(response.header("content-type"), response.body))
     components: dict[str, Component] = {}
-    for node in find_values(options.each, page):
-        name = details.redact(_component_name(options, node))[:NAME_LIMIT]
-        up = not any(find_json_problem(path, expected, node.value, details) for path, expected in options.up.items())
+    visits = Visits()
+
+    def is_up(component: Any) -> bool:
+        return not any(
+            find_json_problem(path, expected, component, visits, details) for path, expected in options.up.items()
+        )
+
+    for node in find_values(options.each, page, visits):
+        name = details.redact(_component_name(options, node, visits))[:NAME_LIMIT]
+        up = is_up(node.value)
         first = components.get(name)
         if first is not None:
             components[name] = Component(first.up and up, first.values)
         else:
             is_shown = len(components) < COMPONENTS_LIMIT
-            components[name] = Component(up, _read_values(options, node.value, details) if is_shown else {})
+            components[name] = Component(up, _read_values(options, node.value, visits, details) if is_shown else {})
     if not components:
         raise ProbeFailure("json", f"{options.each} selects no component")
     return components
 
 
-def _component_name(options: StatusComponents, node: JSONPathNode) -> str:
+def _component_name(options: StatusComponents, node: JSONPathNode, visits: Visits) -> str:
     """Return what `name` selects in the component, or else its key or index in the page."""
-    names = find_values(options.name, node.value).values() if options.name else []
+    names = find_values(options.name, node.value, visits).values() if options.name else []
     name = names[0] if names else node.location[-1] if node.location else "page"
     return replace_unencodable(str(name)[:EXAMINED])
 
 
-def _read_values(options: StatusComponents, component: Any, details: ProbeDetails) -> dict[str, Scalar]:
+def _read_values(options: StatusComponents, component: Any, visits: Visits, details: ProbeDetails) -> dict[str, Scalar]:
     """Return the first value that each path selects, without those that are missing, too long or no scalars."""
-    found = {name: find_values(path, component).values()[:1] for name, path in options.values.items()}
+    found = {name: find_values(path, component, visits).values()[:1] for name, path in options.values.items()}
     return {
         name: details.redact(replace_unencodable(value)) if isinstance(value, str) else value
         for name, values in found.items()

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from exporter.probes.expectations import compile_cached
-from exporter.probes.json_conditions import JsonPath, find_values, parse_json
+from exporter.probes.json_conditions import JsonPath, Visits, find_values, parse_json
 from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import ChoiceModel
 from fleet.inventory.units import Pattern
@@ -82,6 +82,8 @@ def _find(sources: Mapping[str, HttpValue], find_header: Callable[[str], str | N
     except ProbeFailure:
         document, has_document = None, False
 
+    visits = Visits()
+
     def read(source: HttpValue) -> Any:
         if source.header is not None:
             return find_header(source.header)
@@ -90,7 +92,7 @@ def _find(sources: Mapping[str, HttpValue], find_header: Callable[[str], str | N
         if source.path is None or not has_document:
             return None
         try:
-            return next(iter(find_values(source.path, document).values()), None)
+            return next(iter(find_values(source.path, document, visits).values()), None)
         except ProbeFailure:
             return None
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from exporter.probes import PROBES, ProbeContext
+from exporter.probes.held_bodies import HELD
 from exporter.results import FailureReason, ProbeDetails, ProbeFailure, ProbeResult, replace_unencodable
 from exporter.scheduler.host_readings import HostReadings, sections_by_host
 from fleet.host.sections import HostReading
@@ -74,6 +75,8 @@ async def run(kind: str, options: Any, context: ProbeContext, details: ProbeDeta
         details.evidence["traceback"] = traceback.format_exc()
         _forget_frames(error)
         reason, message = "error", f"internal error in the probe: {type(error).__name__}; see the log"
+    finally:
+        HELD.release(details)
     duration = time.perf_counter() - started
     if details.measured_at is not None:
         started_at = min(started_at, details.measured_at)

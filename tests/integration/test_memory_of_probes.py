@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from exporter.probes.held_bodies import HELD
 from exporter.probes.net import http_response
 from exporter.results import ProbeResult
 from exporter.scheduler.probe_runner import probe_once
@@ -102,7 +103,7 @@ async def test_bodies_have_a_limit_together(tmp_path: Path, monkeypatch: pytest.
             return await probe_once(known.inventory.services[name], {}, Redactor(known.secrets))
 
         async def is_held() -> bool:
-            return http_response.HttpResponseReader._held == LARGE - 1001  # all but the last byte
+            return HELD.total == LARGE - 1001  # all but the last byte
 
         slow = asyncio.create_task(probe("slow"))
         await eventually(is_held)

@@ -535,6 +535,16 @@ async def test_token_endpoint_without_a_token(tmp_path: Path, status: int, body:
     assert (result.reason, "the token endpoint" in result.message) == (reason, True), result.message
 
 
+async def test_a_token_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    async def answer(_request: web.Request) -> web.Response:
+        return web.json_response({"access_token": "<'&+/\"" * 4000})
+
+    async with peers.web_server(answer) as port:
+        result = await (await oauth2(tmp_path, port))()
+    assert result.reason == "auth"
+    assert result.message.endswith("returned an access token longer than 16384 characters")
+
+
 async def test_tokens_are_redacted(tmp_path: Path) -> None:
     async def answer(request: web.Request) -> web.Response:
         if request.path == "/token":
@@ -794,21 +804,31 @@ async def test_what_is_kept_is_masked_also_where_the_request_fails(tmp_path: Pat
     assert "s1-of-the-session" not in result.message
 
 
-async def test_many_cookies_are_masked_also_those_of_redirects(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("count", "length", "reason", "message"),
+    [
+        (45, 10, "status", "answered 500"),
+        (2000, 10, "protocol", "the responses have more than 100 cookies"),
+        (20, 6000, "protocol", "the responses have more than 100 cookies"),
+    ],
+)
+async def test_cookies_are_masked_also_those_of_redirects(
+    tmp_path: Path, count: int, length: int, reason: str, message: str
+) -> None:
     async def many(request: web.Request) -> web.Response:
         response = web.Response(status=302 if request.path == "/" else 500, text="session-of-the-redirect")
         if request.path == "/":
             response.headers["Location"] = "/next"
             response.headers.add("Set-Cookie", "sid=session-of-the-redirect")
-        for number in range(2000):
-            response.headers.add("Set-Cookie", f"c{number}=value-{number}")
+        for number in range(count):
+            response.headers.add("Set-Cookie", f"c{number}={number:0{length}}")
         return response
 
     async with peers.web_server(many) as port:
         base = f"http://127.0.0.1:{port}"
         result = await run(tmp_path, f"{base}/orders", **_in_sequence(base, {"url": "/"}))
-    assert result.reason == "status", result.message
-    assert result.message.startswith("request 1 before: answered 500")
+    assert result.reason == reason, result.message
+    assert result.message.startswith(f"request 1 before: {message}")
     assert "session-of" not in result.message
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from exporter.probes.json_conditions import JsonExpect, find_json_problem
+from exporter.probes.json_conditions import JsonExpect, Visits, check_json, find_json_problem
 from exporter.results import ProbeDetails, ProbeFailure
 
 PAGE = {
@@ -26,7 +26,7 @@ ADAPTER: TypeAdapter[dict[str, Any]] = TypeAdapter(JsonExpect)
 
 
 def problem(path: str, expected: Any) -> str:
-    return find_json_problem(path, ADAPTER.validate_python({path: expected})[path], PAGE, ProbeDetails())
+    return find_json_problem(path, ADAPTER.validate_python({path: expected})[path], PAGE, Visits(), ProbeDetails())
 
 
 @pytest.mark.parametrize(
@@ -98,8 +98,34 @@ def test_a_path_to_compare_with_is_looked_for_once() -> None:
     page = {"values": list(range(9000)), "deep": [{"x": [{}] * 9}] * 900, "limit": 9000}
     expected = ADAPTER.validate_python({"$.values[*]": {"below": "$..limit"}})["$.values[*]"]
     started = time.process_time()
-    assert find_json_problem("$.values[*]", expected, page, ProbeDetails()) == ""
+    assert find_json_problem("$.values[*]", expected, page, Visits(), ProbeDetails()) == ""
     assert time.process_time() - started < 10
+
+
+@pytest.mark.parametrize(
+    ("path", "is_refused"),
+    [
+        ("$.items[5].x", False), ("$.items[*].x", False), ("$.items[*].x[*]", True), ("$..items[*].x", True),
+        ("$.items[?@.x == 1]", False), ("$.items[?count($..limit) == 1]", True),
+    ],
+)  # fmt: skip
+def test_paths_look_at_a_limited_number_of_values(path: str, is_refused: bool) -> None:
+    page = {"items": [{"y": 1}] * 60_000, "limit": 1}
+    visits, expected = Visits(), ADAPTER.validate_python({path: {"absent": True}})[path]
+    if is_refused:
+        with pytest.raises(ProbeFailure, match="look at more than 200000 values"):
+            find_json_problem(path, expected, page, visits, ProbeDetails())
+    else:
+        assert find_json_problem(path, expected, page, visits, ProbeDetails()) == ""
+
+
+def test_all_paths_of_a_response_look_at_a_limited_number_of_values() -> None:
+    page = {"items": [{"y": 1}] * 30_000, "up": True}
+    one = {"$.items[*].x": {"absent": True}}
+    check_json(ADAPTER.validate_python(one), page, ProbeDetails())
+    more = {f"$.items[*].x{number}": {"absent": True} for number in range(4)} | {"$.up": True}
+    with pytest.raises(ProbeFailure, match=re.escape("$.items[*].x3 and the paths before")):
+        check_json(ADAPTER.validate_python(more), page, ProbeDetails())
 
 
 @pytest.mark.parametrize(

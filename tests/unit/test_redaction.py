@@ -234,3 +234,47 @@ def test_the_time_to_mask_credentials_is_proportional_to_the_text(part: str) -> 
     started = time.process_time()
     mask_credentials(part * 50_000)
     assert time.process_time() - started < 10
+
+
+@given(
+    st.lists(st.text("ab", min_size=6, max_size=14) | st.integers(6, 30).map(lambda n: "a" * n + "b"), max_size=12),
+    st.text("abc", max_size=80),
+)
+def test_the_longest_secret_at_each_place_is_masked(secrets: list[str], text: str) -> None:
+    expected, at, end = "", 0, 0
+    while at < len(text):
+        longest = max((len(each) for each in secrets if text.startswith(each, at)), default=0)
+        if longest:
+            expected += "***" if at >= end else ""
+            end = max(end, at + longest)
+        elif at >= end:
+            expected += text[at]
+        at += 1
+    assert Redactor(secrets)(text) == expected
+
+
+@pytest.mark.parametrize("text", ["a" * 10_000, "b" * 10_000, ("a" * 50 + "c") * 200])
+def test_the_time_hardly_depends_on_the_number_of_secrets_with_one_beginning(text: str) -> None:
+    few, many = Redactor(), Redactor()
+    few.add_from_server(["a" * 100 + "b", "b" * 100 + "a", "a" * 100])
+    many.add_from_server([f"{'a' * n}b" for n in range(6, 400)] + [f"{'b' * n}a" for n in range(6, 400)])
+    many.add_from_server(["a" * n for n in range(6, 400)])
+
+    def best(redact: Redactor) -> float:
+        times = []
+        for _ in range(5):
+            began = time.perf_counter()
+            redact(text)
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    assert best(many) < 20 * best(few)
+
+
+@pytest.mark.parametrize("secret", ["a/b+c=&<d>\"e'é", "plain-1", "semi;colon space"])
+@pytest.mark.parametrize("writer", ["nothing", "json", "json of PHP", "url", "url component", "form", "html", "python"])
+def test_common_forms_of_what_a_server_chooses(writer: str, secret: str) -> None:
+    redact = Redactor()
+    redact.add_from_server([secret])
+    assert secret not in redact(f"x {WRITERS[writer](secret)} y")
+    assert redact(f"x {WRITERS[writer](secret)} y") == "x *** y"

@@ -10,6 +10,8 @@ from exporter.probes.net.http_request import HttpRequest
 if TYPE_CHECKING:
     from aiohttp import CookieJar
 
+COOKIES_LIMIT = 200  # of one response; browsers keep about as many
+
 
 class Cookies:
     """Keeps cookies from the responses of a probe, each for the URLs that it is meant for."""
@@ -24,7 +26,7 @@ class Cookies:
         if set_cookies:
             self.values += list_values(set_cookies)
             self._jar = self._jar or _create_jar()
-            self._jar.update_cookies_from_headers(set_cookies, url)
+            self._jar.update_cookies_from_headers(set_cookies[:COOKIES_LIMIT], url)
 
     def add_to(self, request: HttpRequest) -> HttpRequest:
         """Return the request with the cookies for its URL."""

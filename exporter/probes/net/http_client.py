@@ -10,7 +10,8 @@ from typing import Any
 
 from yarl import URL
 
-from exporter.probes.expectations import EXAMINED, quote_excerpt, recode_as_utf8, run_in_thread
+from exporter.probes.expectations import EXAMINED, quote_excerpt, recode_as_utf8
+from exporter.probes.held_bodies import HELD
 from exporter.probes.json_conditions import parse_json
 from exporter.probes.net import redirects
 from exporter.probes.net.connections import connect, find_handshake_alert, server_name_of, start_tls
@@ -31,8 +32,8 @@ from exporter.results import ProbeDetails, ProbeFailure
 from runtime.pacing import PacedProtocol
 
 MAX_REDIRECTS = 10
-TOKEN_LIMIT = 64 * 1024  # characters
-LONG_BODY = 128 * 1024  # bytes; a longer body is checked in a thread
+TOKEN_LIMIT = 64 * 1024  # characters of a token in a file
+ACCESS_TOKEN_LIMIT = 16 * 1024  # characters; it is masked in whatever is shown
 OnBody = Callable[[HttpResponseReader, bytes], None]
 PacedReader = PacedProtocol[HttpResponseReader]
 HTTP2 = "h2"  # in ALPN
@@ -81,12 +82,12 @@ def read_token(path: Path) -> str:
     return token
 
 
-async def decode(response: HttpResponse, options: HttpRequestOptions, details: ProbeDetails) -> HttpResponse:
+def decode(response: HttpResponse, options: HttpRequestOptions, details: ProbeDetails) -> HttpResponse:
     """Return the response with its body decoded. Raises ProbeFailure."""
     encoding = response.header("content-encoding")
     if encoding is None or not response.body:
         return response
-    body = await run_in_thread(decode_body, response.body, encoding, options.max_body)
+    body = decode_body(response.body, encoding, options.max_body)
     details.evidence["body"] = body[:EXAMINED]
     return replace(response, body=body)
 
@@ -117,14 +118,19 @@ async def _follow_with_token(
 async def _fetch_token(oauth2: OAuth2, options: HttpRequestOptions, details: ProbeDetails) -> str:
     """Fetch a token and cache it. Raises ProbeFailure."""
     endpoint = f"the token endpoint {oauth2.token_url.url}"
+    token_details = ProbeDetails(redact=details.redact)
     try:
-        reader = await _request_token(oauth2, options, ProbeDetails(redact=details.redact))
+        reader = await _request_token(oauth2, options, token_details)
         answer = parse_json(recode_as_utf8(reader.header("content-type"), bytes(reader.body)))
     except ProbeFailure as failure:
         raise ProbeFailure(failure.reason, f"{endpoint}: {failure.message}") from failure
+    finally:
+        HELD.release(token_details)
     token = answer.get("access_token") if isinstance(answer, dict) else None
     if not isinstance(token, str) or not token or not token.isascii() or not token.isprintable():
         raise ProbeFailure("auth", f"{endpoint} returned no access token")
+    if len(token) > ACCESS_TOKEN_LIMIT:
+        raise ProbeFailure("auth", f"{endpoint} returned an access token longer than {ACCESS_TOKEN_LIMIT} characters")
     oauth2.cache_token(token, _parse_lifetime(answer.get("expires_in")))
     return token
 

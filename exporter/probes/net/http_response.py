@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import httptools
 
 from exporter.probes.expectations import quote_excerpt
+from exporter.probes.held_bodies import HELD
 from exporter.probes.net.tolerant_parser import TolerantResponseParser
 from exporter.results import ProbeDetails, ProbeFailure
 
@@ -46,8 +47,6 @@ class HttpResponseReader(asyncio.Protocol):
 
     `release` must be called when the connection has ended.
     """
-
-    _held = 0  # bytes of the bodies of all responses that are being read
 
     def __init__(
         self,
@@ -154,8 +153,8 @@ class HttpResponseReader(asyncio.Protocol):
             self._on_body(self, data)
         else:
             self.body += data
-            HttpResponseReader._held += len(data)
-            if HttpResponseReader._held > BODIES_LIMIT and self._body_size > BODY_ALWAYS_READ:
+            HELD.add(self._details, len(data))
+            if HELD.total > BODIES_LIMIT and self._body_size > BODY_ALWAYS_READ:
                 limit = f"all bodies that are being read have more than {BODIES_LIMIT} bytes together"
                 self.end(ProbeFailure("body", f"the body is longer than {BODY_ALWAYS_READ} bytes, and {limit}"))
 
@@ -189,9 +188,8 @@ class HttpResponseReader(asyncio.Protocol):
             self.done.set_result(failure)
 
     def release(self) -> None:
-        """Stop reading, and note that the body is read, also if the probe was cancelled because it took too long."""
+        """Stop reading, also if the probe was cancelled because it took too long."""
         self.done.cancel()
-        HttpResponseReader._held -= len(self.body)
         del self._parser  # each holds the other, and the body would stay until the next garbage collection
 
     def header(self, name: str) -> str | None:

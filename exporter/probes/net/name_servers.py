@@ -12,10 +12,10 @@ import dns.name
 import dns.rcode
 import dns.rdatatype
 
-from exporter.probes.expectations import run_in_thread
 from exporter.probes.net.certificates import record_certificates
 from exporter.probes.net.connections import DEFAULT_DIAL, DialOptions, connect_datagrams, describe_os_error
 from exporter.probes.net.handshake import perform_handshake
+from exporter.probes.peer_work import run_in_thread
 from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import split_address
 
@@ -69,7 +69,7 @@ async def query_udp(
         response = datagrams.response.result()
     finally:
         transport.abort()
-    return None if response is None else await _parse_response(query, response)
+    return None if response is None else await _parse_response(query, response, address)
 
 
 async def query_tcp(
@@ -102,16 +102,16 @@ async def query_tcp(
         response = await reader.readexactly(size)
     finally:
         transport.abort()
-    return await _parse_response(query, response)
+    return await _parse_response(query, response, address)
 
 
-async def _parse_response(query: dns.message.Message, wire: bytes) -> dns.message.Message:
+async def _parse_response(query: dns.message.Message, wire: bytes, address: str) -> dns.message.Message:
     """Parse a response, in a thread if it is long. Raises ValueError if it is invalid, too long or of another query."""
     if len(wire) >= _HEADER.size and sum(_HEADER.unpack_from(wire)) > RECORDS_LIMIT:
         raise ValueError(f"it has more than {RECORDS_LIMIT} records")
     parse = partial(dns.message.from_wire, wire, ignore_trailing=True)
     try:
-        response = await run_in_thread(parse) if len(wire) > LONG_RESPONSE else parse()
+        response = await run_in_thread(address, parse) if len(wire) > LONG_RESPONSE else parse()
     except Exception as error:
         # The data is untrusted, and the parser raises many types.
         raise ValueError(str(error) or type(error).__name__) from error
