@@ -23,6 +23,7 @@ class CollectorSamples:
         self._series_left = SERIES_LIMIT
         self._size = 0
         self._lines: dict[str, list[str]] = {}
+        self._formatted: dict[tuple[tuple[str, str], ...], str] = {}  # labels: all metrics of a card have the same
         self.added: list[AddedSample] = []
         self.fault: str | None = None
         self.truncated = 0
@@ -35,7 +36,11 @@ class CollectorSamples:
         if fault is not None:
             self.leave_out(1, fault)
             return
-        line = f"{metric}{{{format_labels({'host': self._host, **labels})}}} {value}\n"
+        key = tuple(labels.items())
+        formatted = self._formatted.get(key)
+        if formatted is None:
+            formatted = self._formatted[key] = format_labels({"host": self._host, **labels})
+        line = f"{metric}{{{formatted}}} {value}\n"
         if self._size + len(line) > SIZE_LIMIT:
             self.leave_out(1, f"the samples exceed {SIZE_LIMIT} characters")
             return
@@ -60,6 +65,6 @@ class CollectorSamples:
         # Prometheus reads floats; Python's integers have no upper limit.
         if not abs(value) <= sys.float_info.max:
             return f"the value of {metric} is not a finite number"
-        if any(len(text) > LABEL_LIMIT for text in label_values):
+        if max(map(len, label_values), default=0) > LABEL_LIMIT:
             return f"a label of {metric} is longer than {LABEL_LIMIT} characters"
         return None

@@ -23,7 +23,7 @@ SERVICES = 10_000
 WINDOWS = 5
 TOKEN = {"Authorization": "Bearer t0ken"}
 SECONDS = 15.0
-READY, LAG, RESPONSE, RESIDENT = 10.0, 1.0, 0.1, 320.0  # at most: seconds, seconds, seconds, megabytes
+READY, LAG, RESPONSE, RESIDENT = 10.0, 0.05, 0.1, 320.0  # at most: seconds, seconds, seconds, megabytes
 
 
 def run() -> bool:
