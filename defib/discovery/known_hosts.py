@@ -159,7 +159,7 @@ def _judge(place: Place, pins: Pins, key: asyncssh.SSHKey) -> Finding:
         detail = f"pinned is {pinned}"
     elif state == "new" and pins.keys_of_address:
         detail = f"{place.address} has another key at port 22"
-    elif state == "pinned" and pins.by_authority:
+    elif state == "pinned" and pins.authorities:
         detail = "by a certificate authority, whose certificates are not checked here"
     return Finding(place, state, key, detail)
 

@@ -43,9 +43,11 @@ def parse_known_hosts(text: str) -> tuple[asyncssh.SSHKnownHosts, list[BadLine]]
             continue
         length = _WORDS + words[0].startswith("@")
         try:
-            known.load(" ".join(words[:length]))
             if len(words) < length:
                 raise ValueError("it has no key")  # noqa: TRY301 - as the errors of load()
+            if "" in words[length - _WORDS].split(","):  # asyncssh would take it for every host
+                raise ValueError("it has an empty name")  # noqa: TRY301 - as above
+            known.load(" ".join(words[:length]))
             if words[length - 2] in LEGACY_ALGORITHMS:
                 asyncssh.import_public_key(
                     " ".join(words[length - 2 : length])
@@ -79,16 +81,21 @@ class Pins:
     # Of the address without a port: ssh accepts them at ports that have no entry of their own.
     keys_of_address: tuple[asyncssh.SSHKey, ...] = ()
     revoked: tuple[asyncssh.SSHKey, ...] = ()
-    by_authority: bool = False
+    authorities: tuple[asyncssh.SSHKey, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.keys or self.keys_of_address or self.revoked or self.by_authority)
+        return bool(self.keys or self.keys_of_address or self.revoked or self.authorities)
+
+    @property
+    def known_hosts(self) -> tuple[list[asyncssh.SSHKey], list[asyncssh.SSHKey], list[asyncssh.SSHKey]]:
+        """What asyncssh accepts: keys, keys of authorities, and those that it refuses."""
+        return [*self.keys, *self.keys_of_address], [*self.authorities], [*self.revoked]
 
     def judge(self, key: asyncssh.SSHKey) -> KeyState:
         """Return the state of the key that the host presents."""
         if _contains(self.revoked, key):
             return "revoked"
-        if self.by_authority or _contains(self.keys or self.keys_of_address, key):
+        if self.authorities or _contains(self.keys or self.keys_of_address, key):
             return "pinned"
         return "changed" if self.keys else "new"
 
@@ -98,15 +105,15 @@ def _contains(keys: tuple[asyncssh.SSHKey, ...], key: asyncssh.SSHKey) -> bool:
 
 
 def find_pins(known_hosts: asyncssh.SSHKnownHosts, address: str, port: int) -> Pins:
-    """Return the entries for an address and a port."""
-    if port == SSH_PORT:
-        keys, authorities, revoked, *_ = known_hosts.match(address, "", port)
-    else:
-        keys, authorities, revoked, *_ = known_hosts.match(known_hosts_name(address, port), "", None)
+    """Return the entries for an address, as it is configured, and a port.
+
+    Those of the IP address to which a name resolves do not count: another host may be pinned under it.
+    """
+    keys, authorities, revoked, *_ = known_hosts.match(known_hosts_name(address, port), "", None)
     if port == SSH_PORT or keys or authorities:
-        return Pins(tuple(keys), (), tuple(revoked), bool(authorities))
+        return Pins(tuple(keys), (), tuple(revoked), tuple(authorities))
     of_address, authorities, more, *_ = known_hosts.match(address, "", None)
-    return Pins((), tuple(of_address), (*revoked, *more), bool(authorities))
+    return Pins((), tuple(of_address), (*revoked, *more), tuple(authorities))
 
 
 async def fetch_host_key(

@@ -28,7 +28,7 @@ from fleet.shells import (
     WrapperOutdatedError,
 )
 from fleet.shells.connecting import CONNECT_TIMEOUT, Connector, format_error, list_algorithms
-from fleet.shells.host_keys import LEGACY_ALGORITHMS, BadLine, find_pins, read_known_hosts
+from fleet.shells.host_keys import LEGACY_ALGORITHMS, BadLine, Pins, find_pins, read_known_hosts
 from fleet.shells.proof import CommandMarkers, CommandOutputs, build_script
 from fleet.shells.sessions import SESSION_LIMIT, PooledConnection, Slot
 
@@ -249,10 +249,11 @@ class SshShell:
     async def _connect(self) -> asyncssh.SSHClientConnection:
         login = self._login
         where = f"{login.address}:{login.port}"
-        pinned = None
+        pins = Pins(())
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                pinned, bad = await asyncio.to_thread(read_known_hosts, login.known_hosts)
+                known, bad = await asyncio.to_thread(read_known_hosts, login.known_hosts)
+                pins = find_pins(known, login.address, login.port)
                 if bad and self._on_bad_lines is not None:
                     self._on_bad_lines(login.known_hosts, bad)
                 keys = await asyncio.to_thread(_read_keys, login)
@@ -262,14 +263,16 @@ class SshShell:
                     login.port,
                     username=login.user or (),
                     client_keys=keys,
-                    known_hosts=pinned,
+                    known_hosts=pins.known_hosts,  # asyncssh would also search for the peer's IP address
+                    x509_trusted_certs=[],  # by default those of ~/.ssh/ca-bundle.crt
+                    x509_trusted_cert_paths=[],
                     config=None,
                     agent_path=None,
                     tunnel=tunnel,
                     client_factory=lambda: _Client(login.password),
                     password=login.password,
                     preferred_auth="publickey,password,keyboard-interactive" if login.password else "publickey",
-                    **_select_algorithms(login, pinned),
+                    **_select_algorithms(login, pins),
                     compression_algs=["none"],  # a few bytes from the host could expand to gigabytes
                     keepalive_interval=15,
                     keepalive_count_max=3,
@@ -278,9 +281,8 @@ class SshShell:
         except TimeoutError:
             raise ShellError(f"{where}: no SSH connection within {CONNECT_TIMEOUT:g} s") from None
         except asyncssh.HostKeyNotVerifiable as error:
-            changed = pinned is not None and bool(find_pins(pinned, login.address, login.port))
-            problem = "HOST KEY CHANGED: the host's key is not the one" if changed else "the host's key is not"
-            raise HostKeyError(f"{where}: {problem} pinned in {login.known_hosts}", changed=changed) from error
+            problem = "HOST KEY CHANGED: the host's key is not the one" if pins else "the host's key is not"
+            raise HostKeyError(f"{where}: {problem} pinned in {login.known_hosts}", changed=bool(pins)) from error
         except (asyncssh.PermissionDenied, asyncssh.KeyImportError) as error:
             raise LoginError(f"{where}: {format_error(error)}") from error
         except (asyncssh.Error, OSError, ValueError) as error:
@@ -458,13 +460,12 @@ class _Client(asyncssh.SSHClient):
         return [password] if is_hidden and password is not None else None
 
 
-def _select_algorithms(login: Login, pinned: asyncssh.SSHKnownHosts) -> dict[str, list[str]]:
+def _select_algorithms(login: Login, pins: Pins) -> dict[str, list[str]]:
     algorithms = list_algorithms(legacy=login.legacy)
     if login.legacy:
-        pins = find_pins(pinned, login.address, login.port)
         kinds = {name.decode() for key in (*pins.keys, *pins.keys_of_address) for name in key.sig_algorithms}
         host_keys = [name for name in LEGACY_ALGORITHMS if name in kinds]
-        algorithms |= {"server_host_key_algs": host_keys} if host_keys and not pins.by_authority else {}
+        algorithms |= {"server_host_key_algs": host_keys} if host_keys and not pins.authorities else {}
         algorithms["signature_algs"] = [*LEGACY_ALGORITHMS]
     return algorithms
 

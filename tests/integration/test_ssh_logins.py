@@ -15,8 +15,8 @@ import yaml
 from defib.demo import sshd
 from defib.demo.launcher import Launcher
 from defib.demo.sshd import Sshd
-from fleet.shells import LoginError, ShellError
-from fleet.shells.host_keys import BadLine, parse_known_hosts
+from fleet.shells import HostKeyError, LoginError, ShellError
+from fleet.shells.host_keys import BadLine, find_pins, parse_known_hosts
 from fleet.shells.pool import Shells
 from fleet.shells.ssh import Login, SshShell
 from tests.integration.test_host_setup import configure, defib
@@ -63,9 +63,9 @@ async def _accepts_connections(host: Sshd) -> bool:
     return True
 
 
-def login(host: Sshd, **changes: Any) -> Login:
+def login(host: Sshd, address: str = "127.0.0.1", **changes: Any) -> Login:
     settings = {"key_file": host.key_file, "known_hosts": host.known_hosts, **changes}
-    return Login("127.0.0.1", host.port, host.user, **settings)
+    return Login(address, host.port, host.user, **settings)
 
 
 async def says(login: Login) -> str:
@@ -228,6 +228,90 @@ KEY = asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode().
 
 
 @pytest.mark.parametrize(
+    ("written", "accepted", "changed"),
+    [
+        ("[localhost]:PORT OTHER\n[127.0.0.1]:PORT KEY", False, True),  # the key is another host's
+        ("[localhost]:PORT OTHER\n127.0.0.1 KEY", False, True),
+        ("[127.0.0.1]:PORT KEY", False, False),
+        ("127.0.0.0/8 KEY", False, False),
+        ("[localhost]:PORT KEY\n[127.0.0.1]:PORT OTHER", True, None),
+        ("[localhost]:PORT KEY\n@revoked [127.0.0.1]:PORT KEY", True, None),
+        ("[local*]:* KEY", True, None),
+        ("localhost KEY", True, None),  # accepted at all ports
+        ("localhost OTHER\n[localhost]:PORT KEY", True, None),
+        ("@revoked [localhost]:PORT KEY\nlocalhost KEY", False, True),
+        ("@revoked localhost KEY\nlocalhost KEY", False, True),
+    ],
+)
+@pytest.mark.parametrize("is_hashed", [False, True])
+async def test_a_host_with_a_name_needs_a_pin_under_it(
+    host: Sshd, tmp_path: Path, written: str, accepted: bool, changed: bool | None, is_hashed: bool
+) -> None:
+    """What is pinned under the IP address is the key of whichever host is configured with it."""
+    key = " ".join(host.known_hosts.read_text().split()[1:3])
+    known = tmp_path / "known"
+    lines = written.replace("PORT", str(host.port)).replace("KEY", key).replace("OTHER", KEY)
+    known.write_text(f"{lines}\n")
+    if is_hashed:
+        keygen("-H", "-f", known)
+    by_name = login(host, "localhost", known_hosts=known)
+    if accepted:
+        assert await says(by_name) == "here"
+    else:
+        with pytest.raises(HostKeyError) as error:
+            await says(by_name)
+        assert error.value.changed == changed
+    pins = find_pins(parse_known_hosts(known.read_text())[0], "localhost", host.port)
+    assert (pins.judge(asyncssh.import_public_key(key)) == "pinned") == accepted
+
+
+async def test_an_address_that_is_pinned_is_accepted(host: Sshd, tmp_path: Path) -> None:
+    known = tmp_path / "known"
+    known.write_text(f"[localhost]:{host.port} {KEY}\n{host.known_hosts.read_text()}")
+    assert await says(login(host, known_hosts=known)) == "here"
+    known.write_text(host.known_hosts.read_text().replace(f"[127.0.0.1]:{host.port}", "127.0.0.0/8"))
+    assert await says(login(host, known_hosts=known)) == "here"
+
+
+async def test_certificates_of_hosts_count_for_their_name(host: Sshd, reconfigure: Reconfigure, tmp_path: Path) -> None:
+    authority, folder, known = tmp_path / "authority", host.key_file.parent, tmp_path / "known"
+    keygen("-t", "ed25519", "-N", "", "-f", authority)
+    (folder / "host.pub").write_text(" ".join(host.known_hosts.read_text().split()[1:]))
+    keygen("-s", authority, "-I", "test", "-h", "-n", "localhost", folder / "host.pub")
+    await reconfigure(f"HostCertificate {folder}/host-cert.pub")
+    signed = authority.with_suffix(".pub").read_text()
+    known.write_text(f"@cert-authority [localhost]:{host.port} {signed}")
+    assert await says(login(host, "localhost", known_hosts=known)) == "here"
+    known.write_text(f"@cert-authority [127.0.0.1]:{host.port} {signed}")
+    for address in ("localhost", "127.0.0.1"):  # the certificate is not for the latter
+        with pytest.raises(HostKeyError):
+            await says(login(host, address, known_hosts=known))
+
+
+async def test_no_password_is_sent_to_a_host_that_is_pinned_under_its_address(tmp_path: Path) -> None:
+    class Server(_Asking):
+        answers: list[list[str]] = []
+        prompts = [("Password: ", False)]
+
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    async with asyncssh.listen("127.0.0.1", 0, server_host_keys=[key], server_factory=Server) as server:
+        port, known_hosts = server.get_port(), tmp_path / "known_hosts"
+        pinned = f"[127.0.0.1]:{port} {key.export_public_key().decode()}"
+        known_hosts.write_text(f"[localhost]:{port} {KEY}\n{pinned}")
+        for address in ("localhost", "127.0.0.1"):
+            shell = SshShell(Login(address, port, "u", None, known_hosts, password=PASSWORD))
+            if address == "localhost":
+                with pytest.raises(HostKeyError) as error:
+                    await shell.connection()
+                assert error.value.changed
+                assert Server.answers == []
+            else:
+                await shell.connection()
+            await shell.close()
+    assert Server.answers == [[PASSWORD]]
+
+
+@pytest.mark.parametrize(
     ("line", "reason"),
     [
         ("10.0.0", "it has no key"),
@@ -236,6 +320,8 @@ KEY = asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode().
         ("@nonsense 10.0.0 KEY", "Invalid known hosts marker"),
         ("|1|x| KEY", "Invalid known hosts hash entry"),
         ("\udcff\udcfe", "it has no key"),
+        ("@revoked", "it has no key"),
+        ("10.0.0,,web KEY", "it has an empty name"),
         ("# a comment", None),
         ("10.0.0 ssh-yet-to-come AAAA", None),
         ("10.0.0 KEY d'Andr\u00e9", None),
