@@ -19,9 +19,11 @@ from exporter.scheduler.probe_runner import run_options
 from fleet.inventory.secrets import find_secrets
 from fleet.inventory.units import parse_positive_duration
 from runtime.errors import DefibError
+from runtime.logs import LimitedLog
 from runtime.redaction import Redactor
 
 log = structlog.get_logger()
+limited_log = LimitedLog()
 EXAMPLES = {"http": "localhost", "tcp": "localhost:1", "dns": "localhost", "icmp": "localhost", "grpc": "localhost:1"}
 KEPT = 10_000  # targets whose options are kept, with their tokens
 CONCURRENT = 500  # probes
@@ -74,7 +76,7 @@ class ModuleProber:
             timeout = min(timeout, max(scrape_timeout - OFFSET, scrape_timeout / 2))
         async with self._free:
             result = await run_options(module.prober, options, timeout, self._redact)
-        if "traceback" in result.details.evidence:
+        if "traceback" in result.details.evidence and limited_log.admits("probe_defect"):
             log.error("probe_defect", module=name, traceback=self._redact(result.details.evidence["traceback"]))
         return ModuleProbe(module.prober, result)
 

@@ -18,7 +18,7 @@ from exporter.probes.net.dialogue import MESSAGES_PER_STEP, Dialogue, DialogueSt
 from exporter.probes.net.http_client import read_token
 from exporter.probes.net.http_request import Headers, TokenAuth, format_authorization, with_server_name
 from exporter.probes.net.tls_contexts import ProbeTls
-from exporter.probes.net.urls import connectable_host, request_target, without_zone
+from exporter.probes.net.urls import check_host, connectable_host, request_target, without_zone
 from exporter.results import FailureReason, ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import check_url
 from runtime.addresses import NAME_LIMIT, has_long_host
@@ -31,7 +31,7 @@ FRAME_LIMIT = 10_000  # of a connection: fragments of messages, pings and pongs,
 def _check_websocket_url(url: str) -> str:
     if not url.startswith(("ws://", "wss://")):
         raise ValueError("must be a WebSocket URL (write ws://host:port/path)")
-    check_url(url.replace("ws", "http", 1))
+    check_host(check_url(url.replace("ws", "http", 1)))
     return url
 
 

@@ -1,6 +1,7 @@
 """`GET /probe` of the exporter: blackbox_exporter's modules and Prometheus' configuration for them."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,11 @@ import httpx
 import pytest
 import yaml
 
-from exporter.modules.prober import read_modules
+from exporter.modules.prober import ModuleProber, read_modules
+from exporter.probes import PROBES
+from exporter.scheduler import probe_runner
 from runtime.errors import DefibError
+from runtime.redaction import Redactor
 from tests.forked_defib import run_defib
 from tests.integration.conftest import Serve
 from tests.integration.exporter_process import Exporter
@@ -82,6 +86,10 @@ async def test_targets_that_cannot_be_probed(exporter: Exporter) -> None:
     await exporter.start()
     for query in (
         {"target": "http://user:pa ss@[/"},
+        {"target": "a\\b"},
+        {"target": "\u202e"},
+        {"target": "http://[::1]a"},
+        {"target": "\u00fc" * 70},
         {"target": "no-port", "module": "ssh"},
         {"target": "h:99999", "module": "ssh"},
     ):
@@ -89,6 +97,24 @@ async def test_targets_that_cannot_be_probed(exporter: Exporter) -> None:
         assert failed.text.startswith("The probe has failed (error): module "), failed.text
         assert "\nprobe_success 0.0\n" in failed.text
         assert "pa ss" not in failed.text
+    assert "probe_defect" not in (exporter.folder / "log").read_text()
+
+
+async def test_defects_are_logged_a_limited_number_of_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def fail(*_arguments: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(probe_runner, "PROBES", {"tcp": replace(PROBES["tcp"], probe=fail)})
+    file = tmp_path / "blackbox.yml"
+    file.write_text(yaml.safe_dump({"modules": MODULES}))
+    prober = ModuleProber(Redactor())
+    await prober.load(file)
+    for number in range(100):
+        done = await prober.probe("ssh", f"127.0.0.1:{number + 1}", "", None)
+        assert "internal error in the probe: ZeroDivisionError" in done.result.message
+    assert 0 < capsys.readouterr().out.count("probe_defect") <= 20
 
 
 async def test_without_a_file_of_modules_there_are_none(exporter: Exporter) -> None:

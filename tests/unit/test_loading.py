@@ -65,6 +65,14 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
             "a.yaml:1: services.web.probe.http.url: is not a URL; write http://host:port/path",
         ),
         (
+            r"services: {web: {probe: {http: {url: 'http://a\b/'}}}}",
+            "a.yaml:1: services.web.probe.http.url: is not a URL: the name of its host is not valid",
+        ),
+        (
+            r"services: {web: {probe: {websocket: {url: 'ws://a\b/'}}}}",
+            "a.yaml:1: services.web.probe.websocket.url: is not a URL: the name of its host is not valid",
+        ),
+        (
             "services: {web: {probe: {http: {url: 'http://h/', expect: {headers: {X-A: {optional: true}}}}}}}",
             "a.yaml:1: services.web.probe.http.expect.headers.X-A: can never fail: add matches or lacks, or remove `optional: true`",
         ),

@@ -17,7 +17,7 @@ from yarl import URL
 from exporter.probes.expectations import quote_excerpt
 from exporter.probes.net.connections import DialOptions
 from exporter.probes.net.tls_contexts import ProbeTls
-from exporter.probes.net.urls import connectable_host, request_target, resolve_reference, without_zone
+from exporter.probes.net.urls import check_host, connectable_host, request_target, resolve_reference, without_zone
 from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import (
     REFERENCES_ARE_SECRET,
@@ -44,6 +44,7 @@ _RESERVED_HEADERS = (
 LOCATION_LIMIT = 8192  # characters of the URL of a redirect
 _DEFAULT_HEADERS = {"User-Agent": f"defib/{VERSION}", "Accept": "*/*"}
 TOKEN = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"  # noqa: S105 - the syntax of names in RFC 9110, not a secret
+RequestUrl = Annotated[Url, AfterValidator(check_host)]
 RequestHeaderName = Annotated[str, Field(pattern=TOKEN)]
 
 
@@ -111,6 +112,7 @@ class ProbeAuth(TokenAuth):
 class HttpProxy(Endpoint):
     """An HTTP proxy; `headers` are sent to the proxy only."""
 
+    url: RequestUrl
     tls: ProbeTls = ProbeTls()
     headers: Headers = Field(default_factory=dict)
 
@@ -143,7 +145,7 @@ def _version_as_text(value: object) -> object:
 class HttpRequestOptions(DialOptions):
     """The options that all HTTP probes share."""
 
-    url: Url
+    url: RequestUrl
     headers: Headers = Field(default_factory=dict)
     auth: ProbeAuth | None = None
     follow_redirects: bool = True

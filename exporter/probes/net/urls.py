@@ -70,6 +70,15 @@ def connectable_host(url: URL) -> str:
     return (url.raw_host or "").replace("%25", "%")
 
 
+def check_host(url: str) -> str:
+    """Return a URL whose host can be connected to. Raises ValueError."""
+    try:
+        connectable_host(URL(url))
+    except (ValueError, IndexError):  # yarl raises either
+        raise ValueError("is not a URL: the name of its host is not valid") from None
+    return url
+
+
 def without_zone(host: str) -> str:
     """Return a host in brackets, with or without a port, without the zone of an IPv6 address (RFC 6874)."""
     return _ZONE.sub("", host, count=1)
