@@ -57,7 +57,7 @@ async def run(
     current = loaded.inventory
 
     async def apply(inventory: Inventory) -> None:
-        await modules.load(inventory.exporter.modules_file)
+        await modules.load(inventory.exporter.modules_file, inventory.exporter.modules_targets)
         await scheduler.apply(inventory)
         await pings.listen(inventory.exporter.heartbeats.listen if scheduler.heartbeats.is_receiving else "")
 

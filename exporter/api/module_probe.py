@@ -5,7 +5,7 @@ import math
 from aiohttp import web
 
 from exporter.api.scrape import TEXT
-from exporter.modules.prober import ModuleProber, UnknownModuleError
+from exporter.modules.prober import ModuleProber, TargetRefusedError, UnknownModuleError
 from exporter.modules.series import render
 from runtime.errors import ApiError
 
@@ -31,6 +31,8 @@ class ModuleProbeApi:
             probe = await self._prober.probe(module, target, hostname, timeout)
         except UnknownModuleError as error:
             raise ApiError(400, "bad_request", str(error)) from error
+        except TargetRefusedError as error:
+            raise ApiError(403, "forbidden", str(error)) from error
         text = render(probe).decode()
         if request.query.get("debug") == "true":
             result = probe.result

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ import structlog
 from pydantic import ValidationError
 
 from exporter.modules.blackbox_file import Module, describe_first, read_file
-from exporter.modules.translation import translate
+from exporter.modules.translation import find_host, translate
 from exporter.probes import PROBES
 from exporter.results import ProbeDetails, ProbeResult
 from exporter.scheduler.probe_runner import run_options
+from fleet.inventory.module_targets import matches_target
 from fleet.inventory.secrets import find_secrets
 from fleet.inventory.units import parse_positive_duration
 from runtime.errors import DefibError
@@ -35,6 +36,10 @@ class UnknownModuleError(DefibError):
     """There is no such module."""
 
 
+class TargetRefusedError(DefibError):
+    """Modules may not probe this target."""
+
+
 @dataclass(frozen=True)
 class ModuleProbe:
     """The kind of a probe and its result."""
@@ -49,18 +54,25 @@ class ModuleProber:
     def __init__(self, redact: Redactor) -> None:
         self._redact = redact
         self._modules: Mapping[str, Module] = {}
+        self._targets: Sequence[str] | None = None
         self._options: OrderedDict[tuple[str, str, str], Any] = OrderedDict()
         self._free = asyncio.Semaphore(CONCURRENT)
         self.is_enabled = False
 
-    async def load(self, path: Path | None) -> None:
-        """Put the modules of a file in force; without one, there are none. Raises DefibError."""
+    async def load(self, path: Path | None, targets: Sequence[str] | None = None) -> None:
+        """Put the modules of a file in force; without one, there are none. Raises DefibError.
+
+        `targets` are patterns of the hosts that they may probe; without them, any.
+        """
         modules = await asyncio.to_thread(read_modules, path) if path is not None else {}
-        self._modules, self.is_enabled = modules, path is not None
+        self._modules, self._targets, self.is_enabled = modules, targets, path is not None
         self._options = OrderedDict()  # what still adds to the former one, does so in vain
 
     async def probe(self, name: str, target: str, hostname: str, scrape_timeout: float | None) -> ModuleProbe:
-        """Probe a target once; one that cannot be probed is a failure. Raises UnknownModuleError."""
+        """Probe a target once; one that cannot be probed is a failure.
+
+        Raises UnknownModuleError, and TargetRefusedError before anything is sent.
+        """
         module = self._modules.get(name)
         if module is None:
             raise UnknownModuleError(f"unknown module {name!r}")
@@ -71,6 +83,9 @@ class ModuleProber:
             return ModuleProbe(
                 module.prober, ProbeResult(False, "error", message, time.time(), 0.0, ProbeDetails(redact=self._redact))
             )
+        host = find_host(module.prober, options)
+        if self._targets is not None and not matches_target(self._targets, host):
+            raise TargetRefusedError(f"the host {host!r} is not in exporter.modules_targets")
         timeout = parse_timeout(module) or DEFAULT_TIMEOUT
         if scrape_timeout is not None:
             timeout = min(timeout, max(scrape_timeout - OFFSET, scrape_timeout / 2))

@@ -17,6 +17,7 @@ from exporter.modules.blackbox_file import (
     TcpModule,
     TlsConfig,
 )
+from fleet.inventory.endpoints import split_address
 
 SECRET_LIMIT = 64 * 1024  # bytes of a file with a password
 _VERSIONS = {"TLS10": "1.0", "TLS11": "1.1", "TLS12": "1.2", "TLS13": "1.3"}
@@ -41,6 +42,15 @@ def translate(module: Module, target: str, hostname: str = "") -> dict[str, Any]
     if module.prober == "icmp":
         return _translate_icmp(module.icmp, target)
     return _translate_grpc(module.grpc, target)
+
+
+def find_host(prober: str, options: Any) -> str:
+    """Return the host that a probe of the kind `prober` connects to."""
+    if prober == "http":
+        return str(options.request.host)
+    if prober == "dns":
+        return str(options.host_and_port[0])
+    return str(options.address) if prober == "icmp" else split_address(options.address)[0]
 
 
 def _translate_http(module: HttpModule, target: str, hostname: str) -> dict[str, Any]:

@@ -104,9 +104,16 @@ class DnsProbeOptions(DialOptions):
     tls: ProbeTls = ProbeTls()
     expect: DnsExpect = DnsExpect()
 
+    @property
+    def host_and_port(self) -> tuple[str, int]:
+        """The host and the port of the server."""
+        if self.server.endswith("]") or ":" not in self.server:
+            return self.server.strip("[]"), PORTS[self.transport]
+        return split_address(self.server)
+
 
 async def probe_dns(options: DnsProbeOptions, _context: ProbeContext, details: ProbeDetails) -> None:
-    host, port = _split_server(options)
+    host, port = options.host_and_port
     query = dns.message.make_query(options.name, options.type, options.class_)
     if not options.recursion:
         query.flags &= ~dns.flags.RD
@@ -127,13 +134,6 @@ async def probe_dns(options: DnsProbeOptions, _context: ProbeContext, details: P
         await run_in_thread(host, _check, options.expect, response, duration)
     else:
         _check(options.expect, response, duration)
-
-
-def _split_server(options: DnsProbeOptions) -> tuple[str, int]:
-    server = options.server
-    if server.endswith("]") or ":" not in server:
-        return server.strip("[]"), PORTS[options.transport]
-    return split_address(server)
 
 
 async def _query_any(

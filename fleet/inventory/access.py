@@ -29,7 +29,8 @@ def parse_network(text: str) -> Network:
     return ipaddress.ip_network(text)
 
 
-def _host_name(name: str) -> str:
+def check_host_name(name: str) -> str:
+    """Raises ValueError."""
     if re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,252}[A-Za-z0-9])?", name) is None:
         raise ValueError(f"{name!r} is not a host name; write it without port and scheme")
     return name
@@ -42,7 +43,7 @@ def _header_name(name: str) -> str:
 
 
 NetworkText = Annotated[str, AfterValidator(_network)]
-HostName = Annotated[str, AfterValidator(_host_name)]
+HostName = Annotated[str, AfterValidator(check_host_name)]
 HeaderName = Annotated[str, AfterValidator(_header_name)]
 
 

@@ -30,6 +30,7 @@ from fleet.inventory.gateway import GatewaySettings
 from fleet.inventory.heartbeats import HeartbeatSettings
 from fleet.inventory.host_selector import HostSelector, matches_host
 from fleet.inventory.kinds import ConfigurableKind, KindOptions, KindTables
+from fleet.inventory.module_targets import TargetPattern
 from fleet.inventory.notify import Channel, Notify, Severity
 from fleet.inventory.runbooks import Runbook
 from fleet.inventory.thresholds import HostThresholds, ServiceThresholds
@@ -451,6 +452,13 @@ class ExporterSettings(ConfigModel):
     token: OwnToken | None = None
     heartbeats: HeartbeatSettings = HeartbeatSettings()
     modules_file: ExistingFile | None = None
+    modules_targets: Annotated[list[TargetPattern], Field(min_length=1)] | None = None  # None: any
+
+    @model_validator(mode="after")
+    def _check_modules(self) -> "ExporterSettings":
+        if self.modules_targets is not None and self.modules_file is None:
+            raise ValueError("modules_targets needs modules_file")
+        return self
 
 
 class EventSettings(ConfigModel):

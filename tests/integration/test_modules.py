@@ -30,10 +30,10 @@ MODULES = {
 }
 
 
-def configure(exporter: Exporter, modules: Any = MODULES) -> Path:
+def configure(exporter: Exporter, modules: Any = MODULES, **settings: Any) -> Path:
     file = exporter.folder / "blackbox.yml"
     file.write_text(yaml.safe_dump({"modules": modules}))
-    own = {"token": "t0ken", "modules_file": "../blackbox.yml"}
+    own = {"token": "t0ken", "modules_file": "../blackbox.yml", **settings}
     exporter.configure({}, access={"metrics_token": "a-token-for-prometheus"}, exporter=own)
     return file
 
@@ -79,6 +79,48 @@ async def test_who_may_probe_which_targets(exporter: Exporter, serve: Serve) -> 
     ):
         refused = await probe(exporter, **query)
         assert (refused.status_code, message in refused.text) == (400, True), refused.text
+
+
+async def test_modules_are_bound_to_targets(exporter: Exporter, serve: Serve) -> None:
+    asked = []
+
+    async def answer_and_count(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(writer.get_extra_info("peername"))
+        await answer(reader, writer)
+
+    port = await serve(answer_and_count)
+    modules = {
+        **MODULES,
+        "dns": {"prober": "dns", "dns": {"query_name": "a.example"}},
+        "icmp": {"prober": "icmp"},
+        "grpc": {"prober": "grpc"},
+    }
+    configure(exporter, modules, modules_targets=["localhost", "*.shop.invalid", "192.0.2.0/24"])
+    await exporter.start()
+    for target, module in (
+        (f"127.0.0.1:{port}", "http_secret"),
+        (f"http://localhost.:{port}@127.0.0.1/", "ssh"),
+        (f"[::ffff:127.0.0.1]:{port}", "http_secret"),
+        (f"2130706433:{port}", "http_secret"),
+        (f"http://127.0.0.1:{port}/localhost", "http_secret"),
+        (f"127.0.0.1:{port}", "ssh"),
+        (f"127.0.0.1:{port}", "grpc"),
+        ("127.0.0.1", "dns"),
+        (f"127.0.0.1:{port}", "dns"),
+        ("127.0.0.1", "icmp"),
+        ("::1", "icmp"),
+    ):
+        refused = await probe(exporter, target=target, module=module, hostname="localhost")
+        assert refused.status_code == (200 if "@" in target else 403), (target, refused.text)
+        assert "@" in target or "is not in exporter.modules_targets" in refused.text
+    assert asked == []
+    assert "\nprobe_success 1.0\n" in (await probe(exporter, target=f"LocalHost:{port}", module="http_secret")).text
+    assert len(asked) == 1
+    for target in ("a.shop.invalid:1", "192.0.2.1:1"):
+        assert (await probe(exporter, target=target, module="ssh")).status_code == 200
+    exporter.configure({}, exporter={"token": "t0ken", "modules_targets": ["localhost"]})
+    done = await asyncio.to_thread(run_defib, "check", "--config", str(exporter.folder / "config"))
+    assert "exporter: modules_targets needs modules_file" in done.stderr
 
 
 async def test_targets_that_cannot_be_probed(exporter: Exporter) -> None:
