@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hpack
 import pytest
 
 from defib.demo.launcher import Launcher
@@ -111,8 +112,15 @@ def ending(text: bytes) -> frames.Serve:
     return serve
 
 
+def interim(number: int, value: str = "") -> bytes:
+    """Return an interim response with many headers, each of which takes a byte."""
+    block = hpack.Encoder().encode([(":status", "103"), ("x-a", value)])
+    return frames.frame(frames.HEADERS, block + b"\xbe" * number, 1, frames.END_HEADERS)
+
+
 SETTINGS = frames.frame(frames.SETTINGS)
 OK = frames.headers((":status", "200"), ("x-a", "1"))
+ACK = frames.frame(frames.SETTINGS, flags=frames.ACK)
 BODY = frames.frame(frames.DATA, b"hello", 1, frames.END_STREAM)
 
 
@@ -131,6 +139,12 @@ BODY = frames.frame(frames.DATA, b"hello", 1, frames.END_STREAM)
         (SETTINGS + frames.frame(frames.GOAWAY, bytes(8)), "protocol", "the server ended the connection"),
         (SETTINGS + b"\xff\xff\xff", "protocol", ""),
         (SETTINGS + frames.frame(frames.DATA, b"x" * 20_000, 1), "protocol", "a frame of more than 16384"),
+        (SETTINGS + interim(100) * 20 + OK + BODY, None, ""),
+        (SETTINGS + interim(100) * 60 + OK + BODY, "protocol", "received more than 5000 headers"),
+        (SETTINGS + interim(7000) * 28, "protocol", "received more than 5000 headers"),
+        (SETTINGS + interim(30, "v" * 3900) * 2 + OK + BODY, None, ""),
+        (SETTINGS + interim(30, "v" * 3900) * 3 + OK + BODY, "protocol", "received more than 262144 bytes of headers"),
+        (SETTINGS + (interim(30, "v" * 3900) + ACK) * 3 + OK + BODY, "protocol", "received more than 262144 bytes of headers"),
         (SETTINGS * 2000, "protocol", "more than 1000 small frames"),
         (SETTINGS + frames.frame(frames.PING, bytes(8)) * 5000, "protocol", "more than 1000 small frames"),
         (SETTINGS + OK + frames.frame(frames.DATA, b"x", 1) * 5000, "protocol", "more than 1000 small"),

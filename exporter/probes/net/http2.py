@@ -5,7 +5,7 @@ number of tiny frames, which all take time and some of them memory.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -15,6 +15,7 @@ from h2.errors import ErrorCodes
 from h2.events import DataReceived, Event, ResponseReceived, StreamEnded, StreamReset, TrailersReceived
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
+from hpack import Decoder, HeaderTuple, OversizedHeaderListError
 
 from exporter.probes.expectations import quote_excerpt
 from exporter.results import ProbeDetails
@@ -23,7 +24,8 @@ ALPN = "h2"
 # Of one connection:
 FRAME_LIMIT = 1000
 TOTAL_LIMIT = 256 * 1024  # bytes
-HEADER_LIMIT = 16 * 1024  # bytes of headers as they are sent, and of each list of headers when it is decoded
+HEADER_LIMIT = 16 * 1024  # bytes of headers as they are sent, and of all lists of headers when they are decoded
+FIELDS_LIMIT = 5000  # headers, those of interim responses and trailers included
 SETTINGS_LIMIT = 1024  # bytes of settings: h2 goes through all of them for each frame
 BODY_LIMIT = 8 * 1024  # bytes
 
@@ -32,6 +34,7 @@ HEAD = 9  # bytes: length (3), type, flags, stream (4)
 _UNREAD_LIMIT = 4 * (HEAD + FRAME_SIZE)
 _DATA, _HEADERS, SETTINGS_FRAME, _PUSH_PROMISE, GOAWAY, _CONTINUATION = 0, 1, 4, 5, 7, 9
 _ACK = 1
+_FIELD_OVERHEAD = 32  # bytes that HPACK counts for a header in addition to its text (RFC 7541, 4.1)
 STREAM = 1
 
 
@@ -180,8 +183,33 @@ def create_connection(header_limit: int = HEADER_LIMIT, window: int | None = Non
         **({SettingCodes.INITIAL_WINDOW_SIZE: window} if window is not None else {}),
     }
     connection.local_settings = Settings(client=True, initial_values=settings)
-    connection.decoder.max_header_list_size = header_limit  # h2 applies the setting when the peer acknowledges it
+    connection.decoder = _LimitedDecoder(header_limit)
     return connection
+
+
+class _LimitedDecoder(Decoder):
+    """Decodes all blocks of headers of a connection, up to a limit in bytes and one in headers.
+
+    A byte may stand for a whole header, and a server may send any number of interim responses.
+    """
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self._limit = self._bytes_left = limit
+        self._fields_left = FIELDS_LIMIT
+
+    def decode(self, data: bytes, raw: bool = False) -> Iterable[HeaderTuple]:
+        """Raises hpack's errors and Http2Error."""
+        self.max_header_list_size = self._bytes_left  # h2 sets it when the peer acknowledges settings
+        try:
+            headers = list(super().decode(data, raw))
+        except OversizedHeaderListError:
+            raise Http2Error(f"received more than {self._limit} bytes of headers") from None
+        self._bytes_left -= sum(len(name) + len(value) + _FIELD_OVERHEAD for name, value in headers)
+        self._fields_left -= len(headers)
+        if self._fields_left < 0:
+            raise Http2Error(f"received more than {FIELDS_LIMIT} headers")
+        return headers
 
 
 def check_goaway(frame: bytes) -> None:
