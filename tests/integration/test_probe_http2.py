@@ -10,7 +10,10 @@ import pytest
 
 from defib.demo.launcher import Launcher
 from defib.demo.stack import reserve_ports
+from exporter.probes import PROBES
 from exporter.results import ProbeResult
+from exporter.scheduler.probe_runner import run_options
+from runtime.redaction import Redactor
 from tests.integration import frames, peers
 from tests.integration.peers import Authority
 from tests.support import eventually, leaves_the_loop_free, probed
@@ -160,6 +163,32 @@ async def test_servers_that_say_what_they_like(tmp_path: Path, said: bytes, reas
 
         await leaves_the_loop_free(run)
     assert (results[0].reason, message in results[0].message) == (reason, True), results[0].message
+
+
+@pytest.mark.parametrize("kind", ["http", "grpc"])
+@pytest.mark.parametrize("token", ["tok-" + "0123456789abcdef" * 30, "t\u00f6k-'\\\"" * 50])
+async def test_a_secret_that_a_server_sends_back_is_masked(tmp_path: Path, kind: str, token: str) -> None:
+    """Also if it is longer than what is quoted of an answer."""
+    goaway = frames.frame(frames.GOAWAY, bytes(7) + b"\x0b" + b"x" * 20 + token.encode())
+    for answer in (
+        frames.headers((":status", "200"), ("x-a", f"\n{token}")),
+        frames.headers((f"X{token}", "1")),
+        goaway,
+    ):
+        async with peers.raw_server(ending(SETTINGS + answer)) as port:
+            if kind == "http":
+                options: dict[str, Any] = {
+                    "url": f"http://127.0.0.1:{port}/",
+                    "version": "2",
+                    "headers": {"X-A": token},
+                }
+            else:
+                options = {"address": f"127.0.0.1:{port}"}
+            result = await run_options(kind, PROBES[kind].options.model_validate(options), 5.0, Redactor([token]))
+        assert result.reason == "protocol", result.message
+        assert "violates HTTP/2: ProtocolError: " in result.message or "ENHANCE_YOUR_CALM (xxxx" in result.message
+        assert not any(token[start : start + 8] in result.message for start in range(len(token) - 8)), result.message
+        assert "\\xc3" not in result.message
 
 
 @pytest.mark.parametrize("version", ["3", "2.0.1", True])

@@ -5,6 +5,7 @@ number of tiny frames, which all take time and some of them memory.
 """
 
 import asyncio
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
@@ -36,6 +37,7 @@ _DATA, _HEADERS, SETTINGS_FRAME, _PUSH_PROMISE, GOAWAY, _CONTINUATION = 0, 1, 4,
 _ACK = 1
 _FIELD_OVERHEAD = 32  # bytes that HPACK counts for a header in addition to its text (RFC 7541, 4.1)
 STREAM = 1
+_QUOTED = re.compile(r"\W+b?['\"]")
 
 
 class Http2Error(Exception):
@@ -164,7 +166,7 @@ async def send_request(
         try:
             events = connection.receive_data(frame)
         except ProtocolError as error:
-            raise Http2Error(f"the server violates HTTP/2: {type(error).__name__}: {str(error)[:200]}") from error
+            raise Http2Error(describe_violation(error)) from error
         for event in events:
             _apply(event, response)
         transport.write(connection.data_to_send())
@@ -212,12 +214,18 @@ class _LimitedDecoder(Decoder):
         return headers
 
 
+def describe_violation(error: ProtocolError) -> str:
+    """Return what is wrong with the frames of a server, without the names and values of headers that h2 quotes."""
+    text = _QUOTED.split(str(error), maxsplit=1)[0]
+    return f"the server violates HTTP/2: {type(error).__name__}: {text}"
+
+
 def check_goaway(frame: bytes) -> None:
     """Raise Http2Error unless the server still answers the request, as one that shuts down does (RFC 9113, 6.8)."""
     payload = frame[HEAD:]
     last_stream, code = int.from_bytes(payload[:4]) & 0x7FFFFFFF, int.from_bytes(payload[4:8])
     if code or last_stream < STREAM:
-        text = payload[8:200].decode("utf-8", "replace")
+        text = payload[8:].decode("utf-8", "replace")  # whole, so that a secret in it is masked
         raise Http2Error(f"the server ended the connection: {error_name(code)}{f' ({text})' if text else ''}")
 
 

@@ -21,6 +21,7 @@ from exporter.probes.net.http2 import (
     Http2Error,
     check_goaway,
     create_connection,
+    describe_violation,
     error_name,
 )
 from exporter.probes.net.tolerant_parser import ResponseEvents
@@ -79,8 +80,7 @@ class Http2Parser:
         except Http2Error as error:
             raise httptools.HttpParserError(str(error)) from error
         except ProtocolError as error:
-            text = f"the server violates HTTP/2: {type(error).__name__}: {str(error)[:200]}"
-            raise httptools.HttpParserError(text) from error
+            raise httptools.HttpParserError(describe_violation(error)) from error
 
     def _take_frame(self) -> bytes:
         """Return the next frame, empty if it is incomplete. Raises Http2Error."""
