@@ -849,6 +849,14 @@ async def test_half_a_character_is_not_kept(tmp_path: Path) -> None:
         ({"url": "http://h/", "auth": {"bearer": "{kept.a}"}}, "is possible in url, headers, body, json and form only"),
         ({"url": "http://h/", "expect": {"body_matches": "{kept.a}"}}, "is possible in url"),
         ({"url": "http://h/", "files": {"f": {"content": "{kept.a}"}}}, "is possible in url"),
+        (
+            {
+                "url": "https://h/",
+                "headers": {"hOst": "{kept.a}"},
+                "before": [{"url": "https://h/", "keep": {"a": "$.a"}}],
+            },
+            "{kept.…} is not possible in the header Host",
+        ),
         ({"url": "http://h/{kept.a}"}, "{kept.a}: no request before keeps it"),
         ({"url": "http://h/", "before": [{"url": "http://h/{kept.a}", "keep": {"a": "$.a"}}]}, "no request before"),
         ({"url": "http://{kept.a}.test/", "before": [{"url": "http://h/", "keep": {"a": "$.a"}}]}, "{kept.a}"),

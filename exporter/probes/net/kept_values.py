@@ -24,10 +24,13 @@ def find_names(options: HttpBodyOptions) -> set[str]:
 
 
 def check_places(options: HttpBodyOptions) -> None:
-    """Raise ValueError if a value stands where it would not be filled in."""
+    """Raise ValueError if a value stands where it would not be filled in, or would choose the server."""
     fields = {name: value for name, value in options if name not in (*_PLACES, "before")}
     if any(_KEPT.search(text) for text in _texts(fields)):
         raise ValueError("{kept.…} is possible in url, headers, body, json and form only")
+    hosts = [value for name, value in options.headers.items() if name.lower() == "host"]
+    if any(_KEPT.search(text) for text in _texts(hosts)):
+        raise ValueError("{kept.…} is not possible in the header Host: TLS would verify the name that a server chose")
 
 
 def _texts(value: Any) -> Iterator[str]:
