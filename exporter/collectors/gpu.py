@@ -10,6 +10,7 @@ from exporter.collectors.base import Collector, CollectorFailure, CollectorOptio
 from exporter.exposition.collector_samples import CollectorSamples
 from exporter.exposition.metrics_page import MetricFamily
 from fleet.host import gpu
+from fleet.host.numbers import is_count
 from fleet.host.sections import NOT_READ, Section, SectionOutput
 from fleet.inventory.units import PositiveDuration
 from fleet.shells import ENDED_BY_TIMEOUT
@@ -182,7 +183,7 @@ class GpuCollector(Collector[GpuCollectorOptions]):
             number = card.number(name)
             samples.add(metric, None if number is None else number * factor, gpu=index, **labels)
         pstate = values.get("pstate", "").removeprefix("P")
-        samples.add("gpu_performance_state", float(pstate) if pstate.isdigit() else None, gpu=index)
+        samples.add("gpu_performance_state", float(pstate) if is_count(pstate) else None, gpu=index)
         for name, text in values.items():
             group, _, reason = name.partition("_")
             if group == "throttle":

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from fleet.host.numbers import is_count
 from fleet.host.sections import Section
 
 GPU_LIMIT = 256  # lines about GPUs of a host that are read
@@ -155,7 +156,7 @@ def parse_query(output: str, fields: Sequence[str]) -> GpuQueryResult:
         if lost_gpu is not None:
             lost.append((normalize_pci_address(lost_gpu[2]), lost_gpu[1] or ""))
             messages.append(line.strip())
-        elif len(cells) == len(fields) and cells[0].isdigit():
+        elif len(cells) == len(fields) and is_count(cells[0]):
             gpus.append(_parse_gpu(dict(zip(fields, map(str.strip, cells), strict=True))))
         elif line.strip():
             messages.append(line.strip())
@@ -205,7 +206,7 @@ def parse_memory_by_gpu_and_container(output: str) -> dict[str, dict[str, float]
     memory_by_uuid: dict[str, dict[str, float]] = {}
     for app in apps:
         uuid, pid, memory = (*app.split(", ", 3), "", "", "")[:3]
-        if memory.isdigit():
+        if is_count(memory):
             group = groups.get(pid, "")
             container = names.get(group, group[:12]) or "host"
             containers = memory_by_uuid.setdefault(uuid, {})
@@ -225,7 +226,7 @@ def parse_last_xid_times(output: str) -> dict[tuple[str, str], float]:
     last_seen: dict[tuple[str, str], float] = {}
     for line in output.split("\n"):
         if line.startswith("zone "):
-            zone = line.split()[1]
+            zone = line.removeprefix("zone ").strip()
         elif (xid := _parse_xid(line)) is not None and (at := _parse_log_time(xid[0], booted, zone)) is not None:
             address = normalize_pci_address(xid[1].removeprefix("PCI:"))
             key = (address.partition(".")[0], xid[2])

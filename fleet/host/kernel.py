@@ -8,6 +8,8 @@ The lines belong to the section `proc`, so that a host with an earlier wrapper l
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from fleet.host.numbers import is_count
+
 DEVICES_LIMIT = 64  # network cards, disks and arrays of each kind
 SECTOR = 512  # bytes: the unit of /proc/diskstats, whatever the disk's own
 _DIRECTIONS = ("receive", "transmit")
@@ -161,5 +163,5 @@ def _parse_lines(output: str) -> Iterator[tuple[str, str | None, list[int]]]:
         kind, *words = line.split() or [""]
         has_name, count = _FORMS.get(kind, (False, -1))
         name = words.pop(0) if has_name and words else None
-        if len(words) == count and all(word.isascii() and word.isdigit() for word in words):
+        if len(words) == count and all(map(is_count, words)):
             yield kind, name, [int(word) for word in words]

@@ -14,6 +14,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
+from fleet.host.numbers import is_count
 from fleet.host.sections import Section
 
 UNITS, CONTAINERS, FILES, ACCESS = "log-units", "log-containers", "log-files", "log-access"
@@ -371,4 +372,4 @@ def _parse_timestamp(text: str) -> int | None:
 
 def _as_nanoseconds(position: str) -> int | None:
     seconds, _, fraction = position.partition(".")
-    return int(seconds) * 10**9 + int(fraction) if seconds.isdigit() and fraction.isdigit() else None
+    return int(seconds) * 10**9 + int(fraction) if is_count(seconds) and is_count(fraction) else None

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 from fleet.host import kernel
+from fleet.host.numbers import is_count, parse_count
 from fleet.host.sections import Section
 
 # Local filesystems. Asking a network filesystem for its size may hang. `fuseblk` is NTFS by ntfs-3g, and exFAT.
@@ -160,7 +161,7 @@ class Filesystem:
 
 
 def parse_machine(output: str) -> Machine:
-    """Parse the output of `PROC_SECTION`. Raises ValueError where a part is missing."""
+    """Parse the output of `PROC_SECTION`. Raises ValueError where a part is missing or malformed."""
     values: dict[str, list[str]] = {}
     cpus = 0
     for line in output.split("\n"):
@@ -168,15 +169,16 @@ def parse_machine(output: str) -> Machine:
         values[name.rstrip(":")] = rest.split()
         cpus += name[:3] == "cpu" and name[3:].isdigit()
     try:
-        jiffies = [int(number) for number in values["cpu"][:_MODES]]
+        jiffies = [parse_count(number) for number in values["cpu"][:_MODES]]
         jiffies += [0] * (_MODES - len(jiffies))  # old kernels have fewer modes
         kinds = ("Mem", "Buf", "Cac", "Swa")
-        memory = {name: int(words[0]) * 1024 for name, words in values.items() if name[:3] in kinds}
+        memory = {name: parse_count(words[0]) * 1024 for name, words in values.items() if name[:3] in kinds}
         # Kernels before 3.14 have no MemAvailable.
         estimate = memory["MemFree"] + memory.get("Buffers", 0) + memory.get("Cached", 0)
+        booted = float(parse_count(values["btime"][0]))
         one, five, fifteen = (float(number) for number in values["load"][:3])
         return Machine(
-            _parse_time(values.get("now", [])), (one, five, fifteen), cpus, tuple(jiffies), float(values["btime"][0]),
+            _parse_time(values.get("now", [])), (one, five, fifteen), cpus, tuple(jiffies), booted,
             memory["MemTotal"], memory.get("MemAvailable", estimate), memory.get("SwapTotal"), memory.get("SwapFree"),
         )  # fmt: skip
     except (KeyError, IndexError) as error:
@@ -185,9 +187,9 @@ def parse_machine(output: str) -> Machine:
 
 def _parse_time(words: list[str]) -> tuple[float, float] | None:
     seconds, _, rest = (words[0] if words else "").partition(".")
-    if not seconds.isdigit():
+    if not is_count(seconds):
         return None
-    exact = float(f"{seconds}.{rest}") if rest.isdigit() else None
+    exact = float(f"{seconds}.{rest}") if is_count(rest) else None
     return (float(seconds), float(seconds) + 1.0) if exact is None else (exact, exact)
 
 
@@ -215,7 +217,7 @@ def parse_filesystems(output: str) -> FilesystemList:
         words = rest.split()
         if kind == "local" and len(words) == len(("device", "type", "mountpoint")):
             places[number] = words
-        elif kind == "sizes" and len(words) == _SIZES and all(map(_is_number, words)):
+        elif kind == "sizes" and len(words) == _SIZES and all(map(is_count, words)):
             block, *blocks, files, files_free = map(int, words)
             sizes[number] = [*(block * count for count in blocks), files, files_free]
         elif kind == "row" and (row := _parse_row(rest)) is not None:
@@ -224,7 +226,7 @@ def parse_filesystems(output: str) -> FilesystemList:
             sizes[number][2:] = row
         elif kind == "failed":
             errors[number] = rest.strip()
-        elif kind == "more" and _is_number(number):
+        elif kind == "more" and is_count(number):
             left_out = int(number)
     hidden = [number for number, error in errors.items() if any(each in error for each in _NOT_FOR_US)]
     found = [
@@ -250,10 +252,6 @@ def _unescape(text: str) -> str:
     return re.sub(r"\\([0-3][0-7]{2})", lambda octal: chr(int(octal[1], 8)), text)
 
 
-def _is_number(word: str) -> bool:
-    return word.isascii() and word.isdigit()
-
-
 def _parse_blocks(output: str) -> list[Filesystem]:
     """Parse blocks of the line `mount DEVICE TYPE MOUNTPOINT` and the rows of `df -Pk` and `df -Pi`."""
     found = []
@@ -276,8 +274,8 @@ def _parse_row(row: str) -> tuple[int, int] | None:
     total, available = words[percentage - 3 : percentage - 2], words[percentage - 1 : percentage]
     if (
         percentage <= len(("total", "used", "available"))
-        or not total[0].isdigit()
-        or not available[0].lstrip("-").isdigit()
+        or not is_count(total[0])
+        or not is_count(available[0].removeprefix("-"))
     ):
         return None
     return int(total[0]), int(available[0])

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import StringConstraints
 
+from fleet.host.numbers import is_count
 from fleet.host.sections import Section
 from fleet.managers import containers
 from fleet.managers.containers import CONTAINER_ID, ContainerSelector
@@ -416,7 +417,7 @@ def parse_containers(output: str) -> dict[str, ContainerStatus]:
     for fields in _split_lines(output):
         if fields[0] == "listed" and len(fields) == len(_LISTED.split("|")):
             _, _, names, state, image, status = fields
-            code, checked = re.search(r"\((\d+)\)", status), re.search(r"\((?:health: )?([a-z]+)\)$", status)
+            code, checked = re.search(r"\(([0-9]{1,20})\)", status), re.search(r"\((?:health: )?([a-z]+)\)$", status)
             state = _parse_state(state)
             health = checked[1] if checked and state == "running" else ""
             container = ContainerStatus(state, health, int(code[1]) if code else 0, "", 0, image)
@@ -446,7 +447,7 @@ def _parse_state(text: str) -> str:
 def _is_inspected(fields: Sequence[str]) -> bool:
     """Whether a line is of `docker inspect`."""
     known = (*_INSPECTED_BEFORE, len(_INSPECT.split("|")))
-    return len(fields) in known and fields[3].lstrip("-").isdigit() and fields[5].isdigit()
+    return len(fields) in known and is_count(fields[3].removeprefix("-")) and is_count(fields[5])
 
 
 @dataclass(frozen=True, slots=True)
@@ -470,7 +471,7 @@ def parse_usage(output: str) -> dict[str, ContainerUsage]:
         if len(fields) == len(_INSPECT.split("|")) and _is_inspected(fields):
             names[fields[-1]] = fields[0].lstrip("/")
         elif fields[0] == "used" and len(fields) == _USED and fields[1] in names and fields[2] in _PER_SECOND:
-            time, memory, inactive, limit = (int(text) if _is_number(text) else None for text in fields[3:])
+            time, memory, inactive, limit = (int(text) if is_count(text) else None for text in fields[3:])
             found[names[fields[1]]] = ContainerUsage(
                 None if time is None else time / _PER_SECOND[fields[2]],
                 None if memory is None else max(0, memory - (inactive or 0)),
@@ -480,7 +481,3 @@ def parse_usage(output: str) -> dict[str, ContainerUsage]:
 
 
 _USED = len(("used", "id", "unit", "time", "memory", "inactive", "limit"))
-
-
-def _is_number(text: str) -> bool:
-    return re.fullmatch("[0-9]{1,20}", text) is not None
