@@ -16,7 +16,7 @@ from fleet.host.sections import Section
 
 NAME = "files"
 FILES_LIMIT = 1000  # of a folder, the newest
-MAX_LINES, MAX_BYTES = 50_000, 4 * 1024 * 1024  # of the section, for all folders of a host
+MAX_LINES, MAX_BYTES = 20_000, 4 * 1024 * 1024  # of the section, for all folders of a host
 _GLOB = re.compile(r"[*?\[]")
 _ENTRY = re.compile(r"\+(-?\d{1,12}) (\d{1,18}) (.+)")
 _COUNT = re.compile(r"\d{1,12}")
@@ -113,7 +113,9 @@ def parse_listings(output: str) -> Mapping[str, FileListing]:
     now, name, files, count, error, is_other = 0.0, "", list[HostFile](), 0, "", False
     for line in output.split("\n"):
         word, _, rest = line.partition(" ")
-        if entry := _ENTRY.fullmatch(line):
+        if len(files) == FILES_LIMIT and line.startswith("+"):
+            error = f"more than {FILES_LIMIT} files were listed"  # the script lists no more
+        elif entry := _ENTRY.fullmatch(line):
             files.append(HostFile(entry[3], float(entry[1]), int(entry[2])))
         elif word == "!now" and _COUNT.fullmatch(rest):
             now = float(rest)

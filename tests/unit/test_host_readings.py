@@ -126,3 +126,13 @@ def test_lines_with_other_numbers_are_ignored(number: str) -> None:
     with pytest.raises(ValueError, match="is not a number"):
         system.parse_machine(machine)
     system.parse_machine(machine.replace(number, "5"))
+
+
+def test_files_beyond_the_limit_of_a_folder_are_an_error() -> None:
+    def list_files(number: int) -> files.FileListing:
+        lines = [f"+{each} 1 /b/{each}" for each in range(number)]
+        return files.parse_listings("\n".join(["!now 5", "!path /b/", *lines, f"!count {number}", "!end"]))["/b/"]
+
+    full, more = list_files(files.FILES_LIMIT), list_files(50_000)
+    assert (len(full.files), full.error) == (files.FILES_LIMIT, "")
+    assert (len(more.files), more.error) == (files.FILES_LIMIT, "more than 1000 files were listed")
