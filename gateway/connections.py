@@ -18,7 +18,8 @@ HEAD_LIMIT = 128 * 1024  # bytes of a response without those of its body, and of
 MAX_INTERIM = 20  # responses before the final one
 _HIGH = 128 * 1024  # bytes of a body that wait to be read, when reading is paused
 _INTERIM = frozenset({100, *range(102, 200)})  # 101 ends HTTP
-_ERROR = 400
+_REDIRECTION, _ERROR = 300, 400
+_BODY_IS_READ = frozenset({"POST", "PUT", "PATCH"})  # methods
 _UNSAFE = re.compile(rb"[\0\r\n]")  # in a header, for clients
 
 
@@ -35,6 +36,13 @@ class Call:
     headers: CIMultiDict[str]
     content: bytes | None
 
+    def is_read(self, status: int) -> bool:
+        """Whether an upstream has read the content before it answers with a status.
+
+        It would take what it has not read for the next request: the client could write one that reveals the key.
+        """
+        return not self.content or (self.method in _BODY_IS_READ and status < _REDIRECTION)
+
     def encode_head(self, host: str) -> bytes:
         lines = [f"{self.method} {self.target} HTTP/1.1", f"Host: {host}"]
         lines += [f"{name}: {value}" for name, value in self.headers.items()]
@@ -49,14 +57,14 @@ class Response:
     Raises UpstreamError if the upstream is silent for too long, breaks off, or sends what is not HTTP.
     """
 
-    def __init__(self, connection: "Connection", method: str, timeout: float) -> None:
+    def __init__(self, connection: "Connection", call: Call, timeout: float) -> None:
         self.status = 0
         self.has_begun = False  # the final response
         self.reason = ""
         self.is_complete = False
         self.is_reusable = True  # the connection, for the next request
         self._headers: CIMultiDict[str] = CIMultiDict()
-        self._connection, self._method, self._timeout = connection, method, timeout
+        self._connection, self._call, self._timeout = connection, call, timeout
         self._loop = connection.loop
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._parser.set_dangerous_leniencies(
@@ -197,7 +205,8 @@ class Response:
         self.status, self.has_begun = status, True
         codings = ",".join(self._headers.getall("Transfer-Encoding", ()))
         self._has_length = "Content-Length" in self._headers or "chunked" in codings.lower()
-        if self._method == "HEAD":  # whatever length the headers give, the parser waits for it
+        self.is_reusable = self.is_reusable and self._call.is_read(status)
+        if self._call.method == "HEAD":  # whatever length the headers give, the parser waits for it
             self.is_complete, self.is_reusable = True, False
 
     def _skip_interim(self) -> None:
@@ -248,7 +257,7 @@ class Connection(asyncio.Protocol):
 
     def send(self, call: Call, timeout: float, on_sent: Callable[[], None]) -> Response:
         """Send a request; `on_sent` is called when all of it is on its way. Silence may last `timeout` seconds."""
-        response = self._response = Response(self, call.method, timeout)
+        response = self._response = Response(self, call, timeout)
         if self._transport is None:
             response.end(None)
             return response

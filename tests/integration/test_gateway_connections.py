@@ -69,6 +69,50 @@ async def test_a_connection_is_kept_for_the_next_request(gateway: Gateway) -> No
 
 
 @pytest.mark.parametrize(
+    ("method", "status"),
+    [
+        ("GET", "200 OK"), ("HEAD", "200 OK"), ("OPTIONS", "204 No Content"), ("DELETE", "200 OK"),
+        ("POST", "404 Not Found"), ("POST", "307 Temporary Redirect"), ("PUT", "429 Too Many Requests"),
+    ],
+)  # fmt: skip
+async def test_a_body_that_the_upstream_does_not_read_is_not_the_next_request(
+    gateway: Gateway, method: str, status: str
+) -> None:
+    """The upstream would answer the second request with its own head, in which the key is."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head = await read_head(reader)
+            if head.startswith(b"POST /v1/echo"):
+                length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+                body = await reader.readexactly(length)
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % length + body)
+            else:
+                length = 0 if method == "HEAD" or status.startswith("204") else 2
+                writer.write(f"HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n".encode() + b"ok"[:length])
+
+    async with upstream(gateway, serve) as connections:
+        smuggled = b"POST /v1/echo HTTP/1.1\r\nHost: x\r\nContent-Length: 150\r\n\r\n"
+        first = await gateway.client.request(method, "/v1/x", content=smuggled)
+        assert first.status_code == int(status[:3])
+        second = await gateway.chat(b"x" * 200, "/v1/echo")
+        assert second.text == "x" * 200
+        assert len(connections) == 2
+
+
+async def test_requests_without_a_body_share_a_connection(gateway: Gateway) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await read_head(reader)
+            writer.write(OK.replace(b"200 OK", b"404 Not Found"))
+
+    async with upstream(gateway, serve) as connections:
+        for method in ("GET", "DELETE", "OPTIONS", "GET"):
+            assert (await gateway.client.request(method, "/v1/x")).content == b"ok"
+        assert len(connections) == 1
+
+
+@pytest.mark.parametrize(
     "answer",
     [
         OK + b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nbad",
