@@ -14,6 +14,7 @@ from gateway.errors import GatewayError
 
 PART = 64 * 1024  # bytes that are sent together
 RETRY_AFTER = 1.0  # seconds
+PART_OF_CLIENT = 1 / 8  # of the memory for bodies
 _OBJECT = re.compile(rb"[ \t\r\n]{0,1000}\{")
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _WANTED = frozenset({"model", *_LIMITS})
@@ -41,38 +42,48 @@ class Body:
 
 
 class BodyMemory:
-    """The memory for the bodies of all requests that wait or are being sent."""
+    """The memory for the bodies of all requests that wait or are being sent.
+
+    Each client may always use a part of it, however much the others use.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.used = 0
+        self._used = 0
+        self._used_by: dict[str, int] = {}  # by the name of the client
 
-    async def read(self, request: web.Request) -> Body:
+    async def read(self, request: web.Request, client: str) -> Body:
         """Read a request's body, and keep room for it until `release` is called. Raises GatewayError."""
         parts: list[bytes] = []
         size = 0
         try:
             async for part in _iterate(request):
                 size += len(part)
-                self.used += len(part)
-                self._check(size)
+                self._add(client, len(part))
+                self._check(size, client)
                 parts.append(part)
             content = b"".join(parts)
             parts.clear()
             return await _parse(request, content)
         except BaseException:
-            self.used -= size
+            self._add(client, -size)
             raise
 
-    def _check(self, size: int) -> None:
+    def _check(self, size: int, client: str) -> None:
         if size > self.limit:
             raise GatewayError(413, "too_large", f"the body is larger than {self.limit} bytes (gateway.max_body)")
-        if self.used > self.limit:
+        if self._used > self.limit and self._used_by[client] > self.limit * PART_OF_CLIENT:
             message = "the bodies of all requests are larger than gateway.max_body"
             raise GatewayError(503, "overloaded", message, retry_after=RETRY_AFTER)
 
-    def release(self, body: Body) -> None:
-        self.used -= len(body.content)
+    def release(self, body: Body, client: str) -> None:
+        self._add(client, -len(body.content))
+
+    def _add(self, client: str, size: int) -> None:
+        self._used += size
+        self._used_by[client] = self._used_by.get(client, 0) + size
+        if not self._used_by[client]:
+            del self._used_by[client]
 
 
 async def _iterate(request: web.Request) -> AsyncIterator[bytes]:

@@ -125,12 +125,12 @@ class Proxy:
     async def _create_handling(self, request: web.Request, client: Client) -> Handling:
         """Read a request, and count it. Raises GatewayError."""
         path, priority = _find_path(request), find_priority(request.headers.get(PRIORITY), client)
-        body = await self._bodies.read(request)
+        body = await self._bodies.read(request, client.name)
         try:
             routes = self._find_routes(request, body, path)
             self._clients.check_budget(client)  # others may have come while the body was being read
         except GatewayError:
-            self._bodies.release(body)
+            self._bodies.release(body, client.name)
             raise
         self._begin()
         self._clients.count(client, requests=1)
@@ -138,7 +138,7 @@ class Proxy:
         return Handling(task, routes, self._upstreams, self._clients, self._metrics, self._end_handling)
 
     def _end_handling(self, handling: Handling) -> None:
-        self._bodies.release(handling.task.body)
+        self._bodies.release(handling.task.body, handling.task.client.name)
         if not handling.is_sent:
             self._clients.count(handling.task.client, requests=-1)
         self._end()

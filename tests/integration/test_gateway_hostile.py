@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.model_api import KEY, Gateway, ModelApi
+from tests.integration.model_api import KEY, Gateway, ModelApi, Received, whole
+from tests.support import eventually
 
 CLIENTS = {"coder": {"token": "t-coder", "budget": {"requests": 5}}, "tester": {"token": "t-tester"}}
 
@@ -69,6 +70,31 @@ async def test_long_bodies_cost_neither_memory_nor_time_of_others(gateway: Gatew
         writer.close()
     assert len(api.received) == 6
     assert _memory(gateway.pid) - before < 250 * 2**20
+
+
+async def test_a_client_with_large_bodies_does_not_lock_out_others(gateway: Gateway, api: ModelApi) -> None:
+    limit, part, ended = 8 * 2**20, 2**20, asyncio.Event()
+    gateway.configure(clients=CLIENTS, max_body=f"{limit}B")
+    await gateway.start()
+
+    async def respond(request: Received, writer: asyncio.StreamWriter) -> None:
+        if len(request.body) == limit:
+            await ended.wait()
+        await whole()(request, writer)
+
+    async def upload(size: int, client: str) -> int:
+        return (await gateway.chat(b"x" * size, Authorization=f"Bearer {client}")).status_code
+
+    api.respond = respond
+    long = asyncio.create_task(upload(limit, "t-coder"))
+    await eventually(lambda: asyncio.sleep(0, bool(api.received)))
+    assert await upload(1, "t-coder") == 503
+    for _ in range(3):
+        assert await upload(part, "t-tester") == 200
+        assert await upload(part + 1, "t-tester") == 503
+    ended.set()
+    assert await long == 200
+    assert await upload(part + 1, "t-tester") == 200
 
 
 def _memory(pid: int) -> int:
