@@ -48,6 +48,14 @@ class Exchange:
         return self._response
 
     @property
+    def content_type(self) -> str:
+        return self.response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+
+    @property
+    def is_unanswered(self) -> bool:
+        return self._response is None
+
+    @property
     def has_failed(self) -> bool:
         """Whether another upstream may do better."""
         return self.status == _LIMITED or self.status >= _SERVER_ERROR

@@ -1,5 +1,7 @@
 """One request of a client: it is admitted to an upstream, and the response is passed back."""
 
+import asyncio
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +27,7 @@ from runtime.suspension import SuspendedError, may_suspend
 SHORT_WAIT = 0.25  # seconds; a request that waits longer is suspended, which takes time itself
 SHOWN_MODEL = 100  # characters of a model's name in the log
 _CLIENT_ERROR, _LIMITED, _SERVER_ERROR = 400, 429, 500
-_OF_MODELS = ("application/json", "text/event-stream")
+_JSON, _EVENTS = "application/json", "text/event-stream"
 _WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS"})  # methods
 log = structlog.get_logger()
 
@@ -40,11 +42,13 @@ class Task:
     path: str
     body: Body
     has_body: bool  # also an empty one
+    is_for_model: bool  # it names a model, or is compressed, so that it may
 
     @classmethod
     def of(cls, request: web.Request, client: Client, priority: Priority, path: str, body: Body) -> "Task":
         has_body = bool(body.content) or "Content-Length" in request.headers or request.method not in _WITHOUT_BODY
-        return cls(client, priority, request.method, path, body, has_body)
+        is_for_model = body.model is not None or (bool(body.content) and "Content-Encoding" in request.headers)
+        return cls(client, priority, request.method, path, body, has_body, is_for_model)
 
 
 class Handling:
@@ -155,9 +159,12 @@ class Handling:
         return Call(self.task.method, target, headers, content if self.task.has_body else None)
 
     def _apply(self, upstream: Upstream, *, has_fallback: bool) -> Applicant:
-        client, body = self.task.client, self.task.body
-        tokens = upstream.estimator.estimate(client.name, len(body.content), body.max_completion)
+        client, tokens = self.task.client, self._estimate(upstream)
         return Applicant(PRIORITIES.index(self.task.priority), client.name, client.share, tokens, has_fallback)
+
+    def _estimate(self, upstream: Upstream) -> float:
+        body = self.task.body
+        return upstream.estimator.estimate(self.task.client.name, len(body.content), body.max_completion)
 
     async def _exchange(
         self, request: web.Request, exchange: Exchange, permit: Permit, call: Call, *, is_last: bool
@@ -174,6 +181,10 @@ class Handling:
             if is_last:
                 raise GatewayError(502, "upstream_failed", str(error)) from error
             return None
+        except asyncio.CancelledError:  # the client has left; the upstream may be answering
+            if permit.is_sent and exchange.is_unanswered and self.task.is_for_model:
+                self._use_tokens(upstream, self._estimate(upstream))
+            raise
         self._note_answer(exchange, permit)
         if exchange.has_failed and not is_last:
             return None
@@ -197,18 +208,25 @@ class Handling:
         if exchange.status >= _CLIENT_ERROR:
             permit.correct_tokens(0)
             return
-        found = usage.find() if self._has_usage(exchange) else None
-        if found is not None:
-            exchange.upstream.estimator.learn(self.task.client.name, size, found)
+        upstream, task, kind = exchange.upstream, self.task, exchange.content_type
+        found = usage.find() if kind in (_JSON, _EVENTS) else None
+        if found is not None and task.body.model is not None:  # the content of a file could have any `usage`
+            upstream.estimator.learn(task.client.name, size, found)
             permit.correct_tokens(found.total)
-            self._tokens = found.total
-            self._metrics.tokens.labels(exchange.upstream.provider, self.task.client.name).inc(found.total)
-            self._clients.count(self.task.client, tokens=found.total)
+        if found is not None and (task.is_for_model or task.method == "POST"):
+            self._use_tokens(upstream, found.total)
+        elif task.is_for_model or (task.method == "POST" and self._may_have_usage(exchange, usage)):
+            self._use_tokens(upstream, self._estimate(upstream))
 
-    def _has_usage(self, exchange: Exchange) -> bool:
-        """Whether a response is a model's: the content of a file could have any `usage`."""
-        content_type = exchange.response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        return self.task.body.model is not None and content_type in _OF_MODELS
+    def _may_have_usage(self, exchange: Exchange, usage: UsageReader) -> bool:
+        """Whether a response, in which no usage was found, may be a model's though the request names none."""
+        is_read = exchange.response.at_end and usage.is_readable
+        return exchange.content_type == _EVENTS or (exchange.content_type == _JSON and not is_read)
+
+    def _use_tokens(self, upstream: Upstream, tokens: float) -> None:
+        self._tokens = math.ceil(tokens)
+        self._metrics.tokens.labels(upstream.provider, self.task.client.name).inc(self._tokens)
+        self._clients.count(self.task.client, tokens=self._tokens)
 
     def _note_answer(self, exchange: Exchange, permit: Permit) -> None:
         """Note what an answer says about the upstream."""

@@ -111,7 +111,7 @@ class GatewayMetrics(ProgramMetrics):
         )
         self.retreats = Counter("gateway_retreats", "Cuts of the rate.", ["provider"], registry=registry)
         self.tokens = Counter(
-            "gateway_tokens", "Tokens that upstreams have counted.", ["provider", "client"], registry=registry
+            "gateway_tokens", "Tokens, counted by upstreams or estimated.", ["provider", "client"], registry=registry
         )
         self.overhead = Histogram(
             "gateway_overhead_seconds",

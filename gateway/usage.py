@@ -58,24 +58,24 @@ class UsageReader:
     def __init__(self, encoding: str) -> None:
         self._tail = bytearray()
         self._decoder = zlib.decompressobj(zlib.MAX_WBITS | 32) if encoding in ("gzip", "deflate") else None
-        self._is_readable = encoding in ("", "identity", "gzip", "deflate")
+        self.is_readable = encoding in ("", "identity", "gzip", "deflate")
         self._decoded = 0
 
     def add(self, part: bytes) -> None:
-        if not self._is_readable:
+        if not self.is_readable:
             return
         if self._decoder is None:
             self._keep(part)
             return
         try:
-            while part and self._is_readable:
+            while part and self.is_readable:
                 decoded = self._decoder.decompress(part, _STEP)
                 self._keep(decoded)
                 self._decoded += len(decoded)
-                self._is_readable = self._decoded <= MAX_DECODED
+                self.is_readable = self._decoded <= MAX_DECODED
                 part = self._decoder.unconsumed_tail
         except zlib.error:
-            self._is_readable = False
+            self.is_readable = False
 
     def _keep(self, part: bytes) -> None:
         self._tail += part[-TAIL:]
@@ -84,7 +84,7 @@ class UsageReader:
 
     def find(self) -> Usage | None:
         """Return the last usage in what was added."""
-        matches = list(_USAGE.finditer(self._tail)) if self._is_readable else []
+        matches = list(_USAGE.finditer(self._tail)) if self.is_readable else []
         if not matches:
             return None
         try:

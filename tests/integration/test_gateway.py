@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import math
 import os
 import signal
 import time
@@ -12,7 +13,7 @@ import httpx
 import pytest
 
 from gateway.handling import SHORT_WAIT
-from tests.integration.model_api import ADMIN, KEY, NIM_429, Gateway, ModelApi, Received, completion, whole
+from tests.integration.model_api import ADMIN, KEY, NIM_429, Gateway, ModelApi, Received, Respond, completion, whole
 from tests.support import eventually
 
 EVENTS = [b'data: {"n": 1}\n\n', b": ping\r\n\r\n", b"data: \xe4\xbd\xa0\n\ndata: x\n\n", b"data: [DONE]\n\n"]
@@ -840,6 +841,84 @@ async def test_usage_of_streams_and_compressed_responses(gateway: Gateway, api: 
     api.respond = whole(b"", "500 No")
     await gateway.chat()
     assert (await gateway.status())["tokens_in_window"] == 200
+
+
+async def used_tokens(gateway: Gateway) -> int:
+    """Return the tokens of all clients, after the requests in progress."""
+
+    async def is_finished() -> bool:
+        return bool((await gateway.status())["in_flight"] == 0)
+
+    await eventually(is_finished)
+    shown = (await gateway.client.get("/api/v1/status", headers=ADMIN)).json()["clients"]["anonymous"]
+    return int(shown["today"]["tokens"])
+
+
+PLAIN = b'{"model": "m"}'
+ZIPPED = gzip.compress(PLAIN)
+NO_USAGE = whole(b"{}", "200 OK", JSON)
+COUNTED = whole(completion(), "200 OK", JSON)  # 12 tokens
+
+
+async def stream_without_usage(_request: Received, writer: asyncio.StreamWriter) -> None:
+    writer.write(SSE + chunk(EVENTS[0]) + b"0\r\n\r\n")
+
+
+async def test_tokens_are_estimated_where_the_response_does_not_say(gateway: Gateway, api: ModelApi) -> None:
+    gateway.configure()
+    await gateway.start()
+    expected = 0
+    zipped = {"Content-Encoding": "gzip"}
+    estimated: list[tuple[bytes, dict[str, str], Respond]] = [
+        (PLAIN, {}, stream_without_usage), (PLAIN, {}, NO_USAGE), (PLAIN, {}, whole(b"sound")),
+        (ZIPPED, zipped, stream_without_usage), (ZIPPED, zipped, NO_USAGE), (b"[1]", {}, stream_without_usage),
+        (b"[1]", {}, whole(b"unreadable", "200 OK", JSON, "Content-Encoding: x-other")),
+    ]  # fmt: skip
+    for body, headers, api.respond in estimated:
+        assert (await gateway.client.post("/v1/x", content=body, headers=headers)).is_success
+        expected += math.ceil(256 + len(body) / 4)
+        assert await used_tokens(gateway) == expected, (body, api.respond)
+    api.respond = COUNTED
+    counted: list[tuple[bytes, dict[str, str]]] = [(ZIPPED, zipped), (b"[1]", {}), (b"{}", {}), (PLAIN, {})]
+    for body, headers in counted:
+        assert (await gateway.client.post("/v1/x", content=body, headers=headers)).is_success
+        expected += 12
+        assert await used_tokens(gateway) == expected, body
+    without: list[tuple[str, bytes, Respond]] = [
+        ("POST", b"--a\r\n a file", NO_USAGE), ("POST", b"{}", NO_USAGE), ("POST", b"{}", whole(b"text")),
+        ("GET", b"", COUNTED), ("GET", b"", stream_without_usage), ("DELETE", b"", NO_USAGE),
+        ("POST", PLAIN, whole(completion(), "404 No", JSON)), ("POST", PLAIN, whole(b"{}", "500 No", JSON)),
+    ]  # fmt: skip
+    for method, body, api.respond in without:
+        await gateway.client.request(method, "/v1/files", content=body)
+        assert await used_tokens(gateway) == expected, (method, body)
+    metrics = await gateway.metrics()
+    assert metrics['gateway_tokens_total{client="anonymous",provider="api"}'] == expected
+
+
+async def test_tokens_of_clients_that_leave_are_estimated(gateway: Gateway, api: ModelApi) -> None:
+    gateway.configure()
+    await gateway.start()
+    expected = 0
+    api.respond = endless
+    for body in (PLAIN, b"{}"):
+        async with gateway.client.stream("POST", "/v1/x", content=body) as response:
+            await anext(response.aiter_bytes())
+        expected += math.ceil(256 + len(body) / 4)
+        assert await used_tokens(gateway) == expected
+
+    async def be_silent(request: Received, _writer: asyncio.StreamWriter) -> None:
+        await request.closed.wait()
+
+    api.respond = be_silent
+    for body, tokens in ((PLAIN, math.ceil(256 + len(PLAIN) / 4)), (b"{}", 0)):
+        api.received.clear()
+        leaving = asyncio.create_task(gateway.client.post("/v1/x", content=body))
+        await eventually(lambda: asyncio.sleep(0, bool(api.received)))
+        leaving.cancel()
+        expected += tokens
+        await api.received[-1].closed.wait()
+        assert await used_tokens(gateway) == expected
 
 
 @pytest.mark.long
