@@ -50,7 +50,7 @@ def _parse_number(text: str) -> float | None:
 def _parse_date(text: str, unix: float) -> float | None:
     try:
         parsed = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     if parsed.tzinfo is None:
         parsed = parsed.replace(tzinfo=UTC)

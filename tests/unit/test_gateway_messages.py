@@ -34,6 +34,9 @@ NOW = 1_764_547_200.0  # 2025-12-01 00:00:00 UTC
         ({"Retry-After": "99999999"}, 86_400), ({"Retry-After-Ms": "1500", "Retry-After": "9"}, 1.5),
         ({"Retry-After": "Mon, 01 Dec 2025 00:01:00 GMT"}, 60), ({"Retry-After": "Sun, 30 Nov 2025 00:01:00 GMT"}, 0),
         ({"Retry-After": "Mon, 01 Dec 2025 00:01:00 -0000"}, 60),
+        ({"Retry-After": "Mon, 99999999999999999999 Jan 2020 00:00:00 GMT"}, None),
+        ({"Retry-After": "Mon, 01 Jan 2020 00:00:00 +99999999999999999999"}, None),
+        ({"Retry-After": "Mon, 01 Jan 0001 00:00:00 +2359"}, 0), ({"Retry-After": "31 Dec 9999 23:59:59 -2359"}, 86_400),
         ({"X-RateLimit-Remaining-Requests": "0", "X-RateLimit-Reset-Requests": "12ms"}, 0.012),
         ({"X-RateLimit-Remaining-Requests": "0", "X-RateLimit-Reset-Requests": "1.5s"}, 1.5),
         ({"X-RateLimit-Remaining-Requests": "0", "X-RateLimit-Reset-Requests": "6m0s"}, 60),
@@ -47,10 +50,21 @@ def test_when_an_upstream_wants_the_next_request(headers: dict[str, str], second
     assert answers.find_retry_after(CIMultiDict(headers), NOW) == seconds
 
 
-@given(st.dictionaries(st.sampled_from(["Retry-After", "Retry-After-Ms", "X-RateLimit-Reset-Requests"]), st.text()))
-def test_no_header_is_a_crash(headers: dict[str, str]) -> None:
-    found = answers.find_retry_after(CIMultiDict({**headers, "X-RateLimit-Remaining-Requests": "0"}), NOW)
+NUMBERS = st.integers(0, 60).map(str) | st.integers(0, 10**25).map(str) | st.from_regex(r"\d{1,400}", fullmatch=True)
+ZONES = st.sampled_from(["", "GMT", "-0000", "é"]) | st.builds("{}{}".format, st.sampled_from("+-"), NUMBERS)
+DATES = st.builds("Mon, {} Jan {} {}:{}:{} {}".format, NUMBERS, NUMBERS, NUMBERS, NUMBERS, NUMBERS, ZONES)
+DURATIONS = st.lists(st.tuples(NUMBERS, st.sampled_from(["h", "m", "s", "ms", ".", "²", "-"]))).map(
+    lambda parts: "".join(number + unit for number, unit in parts)
+)
+VALUES = st.text() | NUMBERS | DATES | DURATIONS
+
+
+@given(st.dictionaries(st.sampled_from(["Retry-After", "Retry-After-Ms", "X-RateLimit-Reset-Requests"]), VALUES))
+def test_no_header_is_a_crash(values: dict[str, str]) -> None:
+    headers = CIMultiDict({**values, "X-RateLimit-Remaining-Requests": "0"})
+    found, exhaustion = answers.find_retry_after(headers, NOW), answers.find_exhaustion(headers)
     assert found is None or 0 <= found <= answers.MAX_PAUSE
+    assert exhaustion is None or 0 <= exhaustion <= answers.MAX_RESET
 
 
 @pytest.mark.parametrize(
