@@ -1,7 +1,9 @@
 """The list of models: that of all upstreams, each model with the upstream that requests for it go to."""
 
 import asyncio
+import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +13,7 @@ from multidict import CIMultiDict
 from gateway.admission import Applicant, RefusedError
 from gateway.connections import Call, Response, UpstreamError
 from gateway.errors import GatewayError
-from gateway.routing import PREFIX
+from gateway.routing import PREFIX, Router
 from gateway.upstreams import Upstream, Upstreams
 from runtime import VERSION
 from runtime.payloads import decode_json, parse_body
@@ -19,6 +21,8 @@ from runtime.payloads import decode_json, parse_body
 KEPT = 60.0  # seconds; each reading is a request that counts
 TIMEOUT = 15.0
 MAX_SIZE = 4 * 2**20  # bytes of a list
+MAX_MODELS = 10_000  # of an upstream; its further ones are left out
+_IN_A_TURN = 200  # models, which take less than a millisecond
 _OK, _LIMITED, _SERVER_ERROR = 200, 429, 500
 log = structlog.get_logger()
 
@@ -37,30 +41,24 @@ class ModelList:
         self._upstreams = upstreams
         self._known: dict[str, tuple[float, list[dict[str, Any]]]] = {}  # by upstream, with the time
         self._failed: dict[str, _Failure] = {}  # the last one, of upstreams that have returned nothing
+        self._merged = b""
+        self._merged_from: Sequence[object] = []  # the router and the list of each upstream
         self._lock = asyncio.Lock()
 
-    async def read(self) -> dict[str, Any]:
-        """Return the list in OpenAI's format. Raises GatewayError if there is none of any upstream."""
+    async def read(self) -> bytes:
+        """Return the list as JSON in OpenAI's format. Raises GatewayError if there is none of any upstream."""
         arrived_at = time.monotonic()
         async with self._lock:  # those who wait will find the answers
-            lists = await asyncio.gather(*(self._read_known(each, arrived_at) for each in self._upstreams))
-        failures = [each for each in lists if isinstance(each, GatewayError)]
-        if len(failures) == len(lists):
-            raise failures[0].with_traceback(None)  # it may be raised again and again
-        models: dict[str, dict[str, Any]] = {}
-        for upstream, found in zip(self._upstreams, lists, strict=True):
-            aliases = [
-                {"id": alias, "object": "model", "created": 0, "owned_by": upstream.provider}
-                for alias in upstream.settings.aliases
-            ]
-            for model in [*aliases, *(found if isinstance(found, list) else [])]:
-                if self._leads_to(model["id"], upstream):
-                    models.setdefault(model["id"], model)
-        return {"object": "list", "data": list(models.values())}
-
-    def _leads_to(self, model: str, upstream: Upstream) -> bool:
-        routes = self._upstreams.router.find(model)
-        return bool(routes) and routes[0].upstream == upstream.name
+            upstreams, router = list(self._upstreams), self._upstreams.router
+            answers = await asyncio.gather(*(self._read_known(each, arrived_at) for each in upstreams))
+            failures = [each for each in answers if isinstance(each, GatewayError)]
+            if len(failures) == len(answers):
+                raise failures[0].with_traceback(None)  # it may be raised again and again
+            lists = [None if isinstance(each, GatewayError) else each for each in answers]
+            parts = [router, *lists]
+            if [id(each) for each in parts] != [id(each) for each in self._merged_from]:
+                self._merged, self._merged_from = await _merge(upstreams, router, lists), parts
+            return self._merged
 
     async def _read_known(self, upstream: Upstream, arrived_at: float) -> list[dict[str, Any]] | GatewayError:
         """Return the models of an upstream, which may be those of an earlier answer, or why there are none."""
@@ -88,6 +86,23 @@ class ModelList:
         now = time.monotonic()
         self._failed[upstream.name] = _Failure(now, now + kept, failure)
         return failure
+
+
+async def _merge(upstreams: Sequence[Upstream], router: Router, lists: Sequence[list[dict[str, Any]] | None]) -> bytes:
+    """Return the models of all upstreams as JSON; other requests are handled meanwhile."""
+    models: dict[str, str] = {}
+    for upstream, found in zip(upstreams, lists, strict=True):
+        aliases = [
+            {"id": alias, "object": "model", "created": 0, "owned_by": upstream.provider}
+            for alias in upstream.settings.aliases
+        ]
+        for number, model in enumerate([*aliases, *(found or [])]):
+            if number % _IN_A_TURN == 0:
+                await asyncio.sleep(0)
+            routes = router.find(model["id"])
+            if routes and routes[0].upstream == upstream.name and model["id"] not in models:
+                models[model["id"]] = json.dumps(model)
+    return f'{{"object": "list", "data": [{", ".join(models.values())}]}}'.encode()
 
 
 async def _fetch(upstream: Upstream) -> list[dict[str, Any]]:
@@ -128,4 +143,4 @@ def _parse_models(value: Any) -> list[dict[str, Any]]:
     data = value.get("data") if isinstance(value, dict) else None
     if not isinstance(data, list):
         raise ValueError("not a list of models")  # noqa: TRY004 - as for other contents
-    return [model for model in data if isinstance(model, dict) and isinstance(model.get("id"), str)]
+    return [model for model in data[:MAX_MODELS] if isinstance(model, dict) and isinstance(model.get("id"), str)]

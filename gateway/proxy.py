@@ -66,7 +66,7 @@ class Proxy:
             client = await self._identify(request)
             self._check(request, client)
             if _is_for_models(request):
-                return web.json_response(await self._models.read())
+                return web.Response(body=await self._models.read(), content_type="application/json", charset="utf-8")
             handling = await self._create_handling(request, client)
         except GatewayError as error:
             return self._refuse(client, error)

@@ -481,6 +481,32 @@ async def test_a_list_of_models_that_arrives_in_parts(gateway: Gateway, api: Mod
     assert [each["id"] for each in models["data"]] == names
 
 
+async def test_a_long_list_of_models_does_not_delay_others(gateway: Gateway, api: ModelApi) -> None:
+    gateway.configure({"api": gateway.upstream(aliases={"fast": "m0"})})
+    await gateway.start()
+    api.respond = whole(json.dumps({"data": [{"id": f"m{number}"} for number in range(140_000)]}).encode())
+    found = [each["id"] for each in (await gateway.client.get("/v1/models")).json()["data"]]
+    assert found == ["fast", *(f"m{number}" for number in range(10_000))]
+    readings = [asyncio.create_task(gateway.client.get("/v1/models")) for _ in range(100)]
+    delays = []
+    while not all(each.done() for each in readings):
+        began = time.monotonic()
+        assert await gateway.is_healthy()
+        delays.append(time.monotonic() - began)
+    assert sorted(delays)[len(delays) // 2] < 0.1
+    assert len({each.result().content for each in readings}) == 1
+    assert len(api.received) == 1
+    gateway.configure({"api": gateway.upstream(aliases={"slow": "m0"})})
+    assert (await gateway.client.post("/-/reload", headers=ADMIN)).is_success
+    response = await gateway.client.get("/v1/models")
+    assert response.json() == {
+        "object": "list",
+        "data": [{"id": "slow", "object": "model", "created": 0, "owned_by": "api"}]
+        + [{"id": name} for name in found[1:]],
+    }
+    assert response.headers["Content-Type"] == "application/json; charset=utf-8"
+
+
 async def test_an_upstream_without_a_list_of_models_is_not_asked_again_at_once(gateway: Gateway, api: ModelApi) -> None:
     gateway.configure()
     await gateway.start()
