@@ -3,9 +3,8 @@
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
 from multidict import CIMultiDict
@@ -24,6 +23,7 @@ MAX_SIZE = 4 * 2**20  # bytes of a list
 MAX_MODELS = 10_000  # of an upstream; its further ones are left out
 _IN_A_TURN = 200  # models, which take less than a millisecond
 _OK, _LIMITED, _SERVER_ERROR = 200, 429, 500
+Models = Mapping[str, str]  # each as JSON, by its name
 log = structlog.get_logger()
 
 
@@ -39,7 +39,7 @@ class _Failure:
 class ModelList:
     def __init__(self, upstreams: Upstreams) -> None:
         self._upstreams = upstreams
-        self._known: dict[str, tuple[float, list[dict[str, Any]]]] = {}  # by upstream, with the time
+        self._known: dict[str, tuple[float, Models]] = {}  # by upstream, with the time
         self._failed: dict[str, _Failure] = {}  # the last one, of upstreams that have returned nothing
         self._merged = b""
         self._merged_from: Sequence[object] = []  # the router and the list of each upstream
@@ -60,7 +60,7 @@ class ModelList:
                 self._merged, self._merged_from = await _merge(upstreams, router, lists), parts
             return self._merged
 
-    async def _read_known(self, upstream: Upstream, arrived_at: float) -> list[dict[str, Any]] | GatewayError:
+    async def _read_known(self, upstream: Upstream, arrived_at: float) -> Models | GatewayError:
         """Return the models of an upstream, which may be those of an earlier answer, or why there are none."""
         known, failed = self._known.get(upstream.name), self._failed.get(upstream.name)
         if known is not None and time.monotonic() < known[0] + KEPT:
@@ -73,7 +73,7 @@ class ModelList:
         except RefusedError as error:
             log.warning("models_not_read", upstream=upstream.name, error=error.reason)
             failure, kept = GatewayError.of(error.reason, error.retry_after), 0.0
-        except (UpstreamError, TimeoutError, ValueError) as error:
+        except (UpstreamError, TimeoutError, ValueError, RecursionError) as error:
             log.warning("models_not_read", upstream=upstream.name, error=type(error).__name__)
             message = "no upstream has returned its models"
             failure, kept = GatewayError(502, "upstream_failed", message, retry_after=KEPT), KEPT
@@ -88,25 +88,28 @@ class ModelList:
         return failure
 
 
-async def _merge(upstreams: Sequence[Upstream], router: Router, lists: Sequence[list[dict[str, Any]] | None]) -> bytes:
+async def _merge(upstreams: Sequence[Upstream], router: Router, lists: Sequence[Models | None]) -> bytes:
     """Return the models of all upstreams as JSON; other requests are handled meanwhile."""
     models: dict[str, str] = {}
     for upstream, found in zip(upstreams, lists, strict=True):
-        aliases = [
-            {"id": alias, "object": "model", "created": 0, "owned_by": upstream.provider}
+        aliases = {
+            alias: json.dumps({"id": alias, "object": "model", "created": 0, "owned_by": upstream.provider})
             for alias in upstream.settings.aliases
-        ]
-        for number, model in enumerate([*aliases, *(found or [])]):
+        }
+        for number, (name, model) in enumerate([*aliases.items(), *(found or {}).items()]):
             if number % _IN_A_TURN == 0:
                 await asyncio.sleep(0)
-            routes = router.find(model["id"])
-            if routes and routes[0].upstream == upstream.name and model["id"] not in models:
-                models[model["id"]] = json.dumps(model)
+            routes = router.find(name)
+            if routes and routes[0].upstream == upstream.name:
+                models.setdefault(name, model)
     return f'{{"object": "list", "data": [{", ".join(models.values())}]}}'.encode()
 
 
-async def _fetch(upstream: Upstream) -> list[dict[str, Any]]:
-    """Request the models of an upstream. Raises ValueError, RefusedError, UpstreamError and TimeoutError."""
+async def _fetch(upstream: Upstream) -> Models:
+    """Request the models of an upstream.
+
+    Raises ValueError, RecursionError, RefusedError, UpstreamError and TimeoutError.
+    """
     permit = await upstream.admission.admit(Applicant())
     headers = CIMultiDict({"Accept": "application/json", "User-Agent": f"defib/{VERSION}"})
     if upstream.api_key:
@@ -122,7 +125,7 @@ async def _fetch(upstream: Upstream) -> list[dict[str, Any]]:
                 permit.note_answer(refused=response.status == _LIMITED)
             if response.status != _OK:
                 raise ValueError(f"status {response.status}")
-            return _parse_models(await parse_body(decode_json, await _read_body(response)))
+            return await parse_body(_parse_models, await _read_body(response))
     finally:
         if response is not None:
             response.close()
@@ -139,8 +142,14 @@ async def _read_body(response: Response) -> bytes:
     return bytes(body)
 
 
-def _parse_models(value: Any) -> list[dict[str, Any]]:
+def _parse_models(body: bytes) -> Models:
+    """Raises ValueError and RecursionError."""
+    value = decode_json(body)
     data = value.get("data") if isinstance(value, dict) else None
     if not isinstance(data, list):
         raise ValueError("not a list of models")  # noqa: TRY004 - as for other contents
-    return [model for model in data[:MAX_MODELS] if isinstance(model, dict) and isinstance(model.get("id"), str)]
+    models: dict[str, str] = {}
+    for model in data[:MAX_MODELS]:
+        if isinstance(model, dict) and isinstance(model.get("id"), str):
+            models.setdefault(model["id"], json.dumps(model))
+    return models

@@ -507,6 +507,25 @@ async def test_a_long_list_of_models_does_not_delay_others(gateway: Gateway, api
     assert response.headers["Content-Type"] == "application/json; charset=utf-8"
 
 
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"data": ' + b"[" * 100_000, b'{"data": 1}', b"\xff"])
+async def test_what_is_no_list_of_models(gateway: Gateway, api: ModelApi, body: bytes) -> None:
+    gateway.configure()
+    await gateway.start()
+    api.respond = whole(body)
+    for _ in range(2):
+        response = await gateway.client.get("/v1/models")
+        assert (response.status_code, response.json()["error"]["code"]) == (502, "upstream_failed")
+    assert len(api.received) == 1
+
+
+@pytest.mark.parametrize("levels", [880, 930, 980])
+async def test_a_model_with_many_levels(gateway: Gateway, api: ModelApi, levels: int) -> None:
+    gateway.configure()
+    await gateway.start()
+    api.respond = whole(b'{"data": [{"id": "m", "a": ' + b"[" * levels + b"]" * levels + b"}]}")
+    assert (await gateway.client.get("/v1/models")).status_code in (200, 502)
+
+
 async def test_an_upstream_without_a_list_of_models_is_not_asked_again_at_once(gateway: Gateway, api: ModelApi) -> None:
     gateway.configure()
     await gateway.start()
