@@ -192,6 +192,7 @@ class Response:
         if _UNSAFE.search(value) is not None:
             self.fail("the upstream's response is not valid (a header has control characters)")
         else:
+            name = name.rstrip(b" ")  # as the parser understands it (RFC 9112, section 5.1)
             self._headers.add(name.decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape"))
 
     def on_headers_complete(self) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+import httpx
 import pytest
 
 from tests.integration.model_api import KEY, Gateway
@@ -198,9 +199,12 @@ async def test_an_upstream_that_takes_no_request(gateway: Gateway) -> None:
 
 @pytest.mark.parametrize(
     "head",
-    [b"X-A: 1\x00", b"X-A: 1\r", b"X-A: " + b"x" * 2**18, b"X-A: 1\r\n" * 2**15, b"Content-Length: 3", b"bad"],
-    ids=["NUL", "CR", "long header", "many headers", "two lengths", "no header"],
-)
+    [
+        b"X-A: 1\x00", b"X-A: 1\r", b"X-A: " + b"x" * 2**18, b"X-A: 1\r\n" * 2**15, b"Content-Length: 3", b"bad",
+        b"Set-Cookie : a=b", b"X A: 1", b"X\xff: 1",
+    ],
+    ids=["NUL", "CR", "long header", "many headers", "two lengths", "no header", "blank", "two words", "other byte"],
+)  # fmt: skip
 async def test_heads_that_are_no_http(gateway: Gateway, head: bytes) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
@@ -211,6 +215,40 @@ async def test_heads_that_are_no_http(gateway: Gateway, head: bytes) -> None:
         response = await gateway.chat()
         assert response.status_code == 502
         assert response.json()["error"]["message"].startswith("the upstream's response is not valid (")
+
+
+@pytest.mark.parametrize(
+    ("header", "passed", "body"),
+    [
+        (b"Content-Length : 6", b"Content-Length: 6", b"abcdef"), (b"Content-Length  : 3", b"Content-Length: 3", b"abc"),
+        (b"Transfer-Encoding : x", b"Transfer-Encoding: chunked", b"6\r\nabcdef\r\n0\r\n\r\n"),
+    ],
+)  # fmt: skip
+async def test_a_length_is_passed_on_as_it_was_understood(
+    gateway: Gateway, header: bytes, passed: bytes, body: bytes
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\n" + header + b"\r\n\r\nabcdef")
+
+    async with upstream(gateway, serve):
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(b"POST /v1/x HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+        head, _, received = (await asyncio.wait_for(reader.read(), 20)).partition(b"\r\n\r\n")
+        writer.close()
+        framing = (b"content-length", b"transfer-encoding")
+        assert [line for line in head.split(b"\r\n") if line.lower().startswith(framing)] == [passed]
+        assert received == body
+
+
+async def test_a_length_after_a_blank_is_a_length(gateway: Gateway) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length : 6\r\n\r\nabc")
+
+    async with upstream(gateway, serve):
+        with pytest.raises(httpx.RemoteProtocolError):
+            await gateway.chat()
 
 
 async def test_many_small_chunks_do_not_delay_others(gateway: Gateway) -> None:
