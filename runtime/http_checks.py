@@ -58,8 +58,8 @@ def find_fault(request: web.BaseRequest, *, compressed: bool = False) -> str | N
     What it accepts, but proxies and servers understand differently, is refused here (RFC 9112, sections 2.3, 3.2, 6.1).
     """
     host, target = request.headers.get("Host"), request.raw_path
-    if request.version < HttpVersion10:
-        return "HTTP/0.9"
+    if request.version not in (HttpVersion10, HttpVersion11):
+        return f"HTTP/{request.version.major}.{request.version.minor}"
     if host is not None and not _is_valid_host(host):
         return "invalid Host header"
     if request.method == "CONNECT" or "#" in target or "%00" in target:

@@ -87,6 +87,7 @@ MALFORMED = {
     "many headers": HEALTHY + "Host: h\r\n" + "".join(f"X-{n}: s3cret\r\n" for n in range(500)) + "\r\n",
     "HTTP/0.9": "GET /-/healthy\r\n\r\n",
     "HTTP/1.2": "GET /-/healthy HTTP/1.2\r\nHost: h\r\n\r\n",
+    "HTTP/2.0": "GET /-/healthy HTTP/2.0\r\nHost: h\r\n\r\n",
     "HTTP/2 without TLS": "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "no HTTP": "s3cret\r\n\r\n",
     "TLS": "\x16\x03\x01\x02\x00\x01\x00\x01",
