@@ -3,6 +3,7 @@
 import asyncio
 import re
 from typing import cast
+from urllib.parse import unquote
 
 from aiohttp import web
 
@@ -25,10 +26,10 @@ from runtime.suspension import RESUMED
 PATH = r"/{path:(?!/*(?:-|api/v1|favicon\.ico|health|metrics|status)(?:/|\Z))[\s\S]+}"
 _MODELS, _MODEL = f"{PREFIX}/models", re.compile(rf"{PREFIX}/models/(.+)")
 _NO_CLIENT = "not the token of a client: send it as the API key (Authorization: Bearer TOKEN)"
-# What an upstream could understand as leaving its base, for which alone the key is meant: some remove what follows a
-# semicolon, and some decode twice.
-_SLASH = r"[/\\]|%(?:25)*(?:2f|5c)"
-_LEAVES = re.compile(rf"(?:^|{_SLASH})(?:\.|%(?:25)*2e){{1,2}}(?:$|[;?]|%(?:25)*3b|{_SLASH})", re.IGNORECASE)
+# A part . or .. of a decoded path: some upstreams remove what follows it in the part, or the blanks and control
+# characters around its dots.
+_LEAVES = re.compile(r"(?:^|[/\\])[\0-\x20]*\.[\0-\x20]*\.?(?:$|[/\\;?#\0-\x20\x7f])")
+_MAX_DECODED = 3  # times; some upstreams decode more than once
 
 
 class Proxy:
@@ -183,6 +184,16 @@ def _find_path(request: web.Request) -> str:
     target = request.raw_path
     if not target.startswith("/"):  # in absolute form
         target = "/" + target.split("/", 3)[-1]
-    if _LEAVES.search(target.partition("?")[0]):
-        raise GatewayError(400, "bad_request", "the path must not have the parts . and ..")
+    if _may_leave(target.partition("?")[0]):
+        message = "the path must not have the parts . and .., nor be encoded more than three times"
+        raise GatewayError(400, "bad_request", message)
     return target
+
+
+def _may_leave(path: str) -> bool:
+    """Whether an upstream could understand a path as leaving its base, for which alone the key is meant."""
+    for _ in range(_MAX_DECODED):
+        if "%" not in path:
+            break
+        path = unquote(path, "latin-1")
+    return _LEAVES.search(path) is not None or unquote(path, "latin-1") != path

@@ -21,16 +21,38 @@ async def test_trace_does_not_show_the_key(gateway: Gateway, api: ModelApi) -> N
     assert api.received == []
 
 
-@pytest.mark.parametrize("path", ["/v1/..;/x", "/v1/.%2E;a=b/x", "/v1/%252e%252e/x", "/v1/..%3bx", "/v1/x/..%255cy"])
-async def test_no_path_leaves_the_base_of_the_upstream(gateway: Gateway, api: ModelApi, path: str) -> None:
-    gateway.configure()
-    await gateway.start()
+async def get(gateway: Gateway, path: str) -> bytes:
+    """Request a path as it is written, and return the status."""
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
     status = await asyncio.wait_for(reader.readline(), 20)
     writer.close()
-    assert status.split()[1] == b"400"
+    return status.split()[1]
+
+
+LEAVING = (
+    "/..", "/v1/.", "/v1/../x", "/v1/..;/x", "/v1/.%2E;a=b/x", "/v1/%252e%252e/x", "/v1/..%3bx", "/v1/x/..%255cy",
+    "/v1/..%09/x", "/v1/..%0d%0a/x", "/v1/..%01y/x", "/v1/..%7f/x", "/v1/..%20/x", "/v1/%09../x", "/v1/.%0a./x",
+    "/v1/..%23/x", "/v1/..%2523y/x", "/v1/..%3f/x", "/v1/..%3Fa=b/x", "/v1/..%253fx", "/v1/.%2%65/x", "/v1/%2%65./x",
+    "/v1/%25%32%65./x", "/v1/%25252e%25252E/x", "/v1/%2525252e./x", "/v1/a%2f..%2fx", "/v1/a%5c..%5cx", "/v1/a\\..\\x",
+    "/v1/.%09", "/v1/%2525252525", "/v1/a%3f/../x", "/v1/%e4/../x", f"/v1/{'%2e/' * 2000}",
+)  # fmt: skip
+STAYING = (
+    "/v1/x?a=../b", "/v1/x?a=%2e%2e%2f", "/v1/...", "/v1/..a", "/v1/a..", "/v1/.a/b.", "/v1/a%2fb", "/v1/a%252fb",
+    "/v1/100%25", "/v1/%", "/v1/%2", "/v1/%zz", "/v1/a;b", "/v1/a%23b", "/v1/a%20.b", "/v1/models/org/name-1.5",
+    "/v1/%e4%bd%a0", "/v1//a", f"/v1/{'%41' * 2000}",
+)  # fmt: skip
+
+
+async def test_no_path_leaves_the_base_of_the_upstream(gateway: Gateway, api: ModelApi) -> None:
+    gateway.configure()
+    await gateway.start()
+    for path in LEAVING:
+        assert await get(gateway, path) == b"400", path
     assert api.received == []
+    for path in STAYING:
+        assert await get(gateway, path) == b"200", path
+        assert api.received[-1].target.encode("latin-1") == path.encode(), path
 
 
 async def test_a_budget_holds_for_requests_that_begin_together(gateway: Gateway, api: ModelApi) -> None:
