@@ -109,7 +109,7 @@ async def read_body(content: bytes) -> Body:
         return Body(content)
     model = values.get("model")
     limits = [value for name in _LIMITS if isinstance(value := values.get(name), int)]
-    return Body(content, model if isinstance(model, str) else None, max(0, min(limits)) if limits else None)
+    return Body(content, model if isinstance(model, str) else None, max(0, *limits) if limits else None)
 
 
 def _load(content: bytes) -> Mapping[str, Any]:

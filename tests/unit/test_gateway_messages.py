@@ -136,7 +136,7 @@ def test_estimates_learn() -> None:
 
 @pytest.mark.parametrize(
     ("value", "limit"),
-    [({}, None), ({"max_tokens": 5}, 5), ({"max_tokens": 9, "max_completion_tokens": 7}, 7), ({"max_tokens": -5}, 0), ({"max_tokens": "5"}, None)],
+    [({}, None), ({"max_tokens": 5}, 5), ({"max_tokens": 7, "max_completion_tokens": 9}, 9), ({"max_tokens": -5}, 0), ({"max_tokens": "5"}, None)],
 )  # fmt: skip
 @pytest.mark.parametrize("padding", [0, SHORT])
 async def test_the_largest_completion(value: dict[str, Any], limit: int | None, padding: int) -> None:
