@@ -20,7 +20,7 @@ from gateway.headers import request_headers
 from gateway.metrics import GatewayMetrics, Outcome
 from gateway.retreat import State
 from gateway.routing import Route
-from gateway.upstreams import Upstream, Upstreams
+from gateway.upstreams import Upstream
 from gateway.usage import UsageReader
 from runtime.suspension import SuspendedError, may_suspend
 
@@ -54,25 +54,24 @@ class Task:
 class Handling:
     """A request while it is handled, and what the log and the metrics will say about it.
 
-    `end` is called when it has ended.
+    Its upstreams stay the same while it waits, also if a reload replaces them. `end` is called when it has ended.
     """
 
     __slots__ = (
         "_clients", "_end", "_error", "_metrics", "_outcome", "_routes", "_started_at", "_status", "_tokens", "_turn",
-        "_upstream", "_upstreams", "_waited", "is_sent", "task",
+        "_upstream", "_waited", "is_sent", "task",
     )  # fmt: skip
 
     def __init__(
         self,
         task: Task,
-        routes: list[Route],
-        upstreams: Upstreams,
+        routes: list[tuple[Upstream, Route]],
         clients: Clients,
         metrics: GatewayMetrics,
         end: "Callable[[Handling], None]",
     ) -> None:
         self.task, self._routes = task, routes
-        self._upstreams, self._clients, self._metrics, self._end = upstreams, clients, metrics, end
+        self._clients, self._metrics, self._end = clients, metrics, end
         self._started_at = time.monotonic()
         self._upstream: Upstream | None = None
         self._turn: Turn | None = None  # while it waits for the upstream
@@ -100,11 +99,11 @@ class Handling:
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         while len(self._routes) > 1:
-            answer = await self._try(request, self._routes[0], is_last=False)
+            answer = await self._try(request, *self._routes[0], is_last=False)
             if answer is not None:
                 return answer
             self._routes = self._routes[1:]
-        answer = await self._try(request, self._routes[0], is_last=True)
+        answer = await self._try(request, *self._routes[0], is_last=True)
         assert answer is not None  # noqa: S101 - the last one answers or raises
         return answer
 
@@ -121,9 +120,11 @@ class Handling:
         self._finish()
         self._end(self)
 
-    async def _try(self, request: web.Request, route: Route, *, is_last: bool) -> web.StreamResponse | None:
+    async def _try(
+        self, request: web.Request, upstream: Upstream, route: Route, *, is_last: bool
+    ) -> web.StreamResponse | None:
         """Return the response of an upstream, or None if the next one is to be tried. Raises GatewayError."""
-        upstream = self._upstream = self._upstreams[route.upstream]
+        self._upstream = upstream
         self._outcome = "cancelled"
         try:
             permit = await self._admit(request, upstream, has_fallback=not is_last)
@@ -146,8 +147,10 @@ class Handling:
         if self._turn is None:
             self._turn = upstream.admission.apply(self._apply(upstream, has_fallback=has_fallback))
         turn = self._turn
-        if not await turn.wait(SHORT_WAIT if may_suspend(request) else None):
-            raise SuspendedError(self)
+        if not await turn.wait(SHORT_WAIT):
+            if may_suspend(request):
+                raise SuspendedError(self)
+            await turn.wait()
         self._turn = None
         self._waited += turn.waited
         return turn.take()

@@ -60,7 +60,9 @@ class Proxy:
         """Answer a request with an upstream's response, or with an error in OpenAI's format."""
         resumed = request.get(RESUMED)
         if resumed is not None:
-            return await self._answer(request, cast("Handling", resumed))
+            handling = cast("Handling", resumed)
+            self._note_client(request, handling.task.client)
+            return await self._answer(request, handling)
         client = Client(ANONYMOUS)
         self._begin()
         try:
@@ -77,9 +79,6 @@ class Proxy:
 
     async def _answer(self, request: web.Request, handling: Handling) -> web.StreamResponse:
         client = handling.task.client
-        if self._clients.are_named:
-            address = self._access.find_address(request)
-            set_identity(request, Identity(client.name, Role.CLIENT, "token", address))
         try:
             return await handling.answer(request)
         except GatewayError as error:
@@ -112,7 +111,13 @@ class Proxy:
                 raise GatewayError(401, "invalid_api_key", _NO_CLIENT) from refusal
         except ApiError as error:
             raise GatewayError(error.status, error.code, error.message) from error
+        self._note_client(request, client)
         return client
+
+    def _note_client(self, request: web.Request, client: Client) -> None:
+        """Note who the client is, so that its connection is kept when there are too many."""
+        if self._clients.are_named:
+            set_identity(request, Identity(client.name, Role.CLIENT, "token", self._access.find_address(request)))
 
     def _check(self, request: web.Request, client: Client) -> None:
         """Raise GatewayError for what is not passed on, whatever the body says."""
@@ -130,13 +135,14 @@ class Proxy:
         try:
             routes = self._find_routes(request, body, path)
             self._clients.check_budget(client)  # others may have come while the body was being read
-        except GatewayError:
+        except BaseException:
             self._bodies.release(body, client.name)
             raise
         self._begin()
         self._clients.count(client, requests=1)
         task = Task.of(request, client, priority, path, body)
-        return Handling(task, routes, self._upstreams, self._clients, self._metrics, self._end_handling)
+        chosen = [(self._upstreams[route.upstream], route) for route in routes]
+        return Handling(task, chosen, self._clients, self._metrics, self._end_handling)
 
     def _end_handling(self, handling: Handling) -> None:
         self._bodies.release(handling.task.body, handling.task.client.name)

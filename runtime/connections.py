@@ -29,6 +29,7 @@ from runtime.suspension import RESUMED, SuspendedError, Work, format_head
 HANDSHAKE_TIMEOUT = 10.0  # of TLS
 HEADERS_TIMEOUT = 10.0  # from the connection, or from the first byte of a later request
 BODY_TIMEOUT = 30.0
+MAX_HEADER_COUNT = 128
 MAX_HEADERS = 32 * 1024  # bytes of a request's headers that have arrived, while the others are missing
 PART = 8 * 1024  # bytes that are parsed in one turn of the event loop
 READ_BUFFER = 16 * 1024  # bytes of a body that wait for the application
@@ -74,6 +75,7 @@ class Connections:
         self._count = 0
         self._by_address: dict[str, dict[_AnyConnection, None]] = {}
         self._resuming: deque[SuspendedConnection] = deque()
+        self.may_suspend = True
         self._pacer = RequestPacer()
         self._handle = server.request_handler
         server.request_handler = self._answer
@@ -173,7 +175,10 @@ class Connections:
             try:
                 return await self._handle(request)
             except SuspendedError as suspended:
-                self._suspend(connection, request, suspended.work)
+                if connection.may_suspend():
+                    self._suspend(connection, request, suspended.work)
+                else:  # it has just been dropped
+                    suspended.work.close()
                 raise
 
     def _suspend(self, connection: "Connection", request: web.BaseRequest, work: Work) -> None:
@@ -198,20 +203,26 @@ class Connections:
             asyncio.get_running_loop().call_soon(self._resume_some)
 
     def _resume_some(self) -> None:
-        for _ in range(min(_RESUMED_TOGETHER, len(self._resuming))):
-            suspended = self._resuming.popleft()
-            if not suspended.has_ended:
-                self._resume(suspended)
-        if self._resuming:
-            asyncio.get_running_loop().call_soon(self._resume_some)
+        try:
+            for _ in range(min(_RESUMED_TOGETHER, len(self._resuming))):
+                suspended = self._resuming.popleft()
+                if not suspended.has_ended:
+                    self._resume(suspended)
+        finally:
+            if self._resuming:
+                asyncio.get_running_loop().call_soon(self._resume_some)
 
     def _resume(self, suspended: "SuspendedConnection") -> None:
-        connection = Connection(self._server, self, None, suspended.address)
+        connection = Connection(self._server, self, None, suspended.address, max_headers=MAX_HEADER_COUNT + 1)
         self._replace(suspended, connection)
-        connection.take_over(suspended)
+        try:
+            connection.take_over(suspended)
+        except OSError:  # its client has gone
+            connection.abort()
 
     def end_suspended(self) -> None:
-        """Drop the connections whose requests are suspended."""
+        """Drop the connections whose requests are suspended, and suspend no more."""
+        self.may_suspend = False
         for siblings in list(self._by_address.values()):
             for each in [each for each in siblings if isinstance(each, SuspendedConnection)]:
                 each.abort()
@@ -245,7 +256,13 @@ class Connection(web.RequestHandler):
     """The connection of one client, who must send requests and read responses in time."""
 
     def __init__(
-        self, server: web.Server, connections: Connections, client: socket.socket | None, address: str
+        self,
+        server: web.Server,
+        connections: Connections,
+        client: socket.socket | None,
+        address: str,
+        *,
+        max_headers: int = MAX_HEADER_COUNT,
     ) -> None:
         super().__init__(
             server,
@@ -253,6 +270,7 @@ class Connection(web.RequestHandler):
             access_log=None,  # type: ignore[arg-type]  # no log
             auto_decompress=False,  # a few kilobytes would become gigabytes, before access is checked
             read_bufsize=READ_BUFFER,
+            max_headers=max_headers,
         )
         self._connections, self._socket, self.address = connections, client, address
         self._transport: asyncio.Transport | None = None
@@ -266,7 +284,8 @@ class Connection(web.RequestHandler):
         self._has_sent_request = self._is_dropped = False
         self._caller = ""  # of the last request, if that had a valid credential
         self.opening: asyncio.Task[None] | None = None
-        self.resumed: Work | None = None  # with which the first request goes on
+        self.resumed: Work | None = None  # with which the only request goes on
+        self._has_resumed = False
 
     def find_queue(self, request: web.BaseRequest) -> str | None:
         """Return the queue in which a request waits until it begins; None for the first one with a credential.
@@ -324,7 +343,8 @@ class Connection(web.RequestHandler):
     def may_suspend(self) -> bool:
         """Whether nothing of the present request has to be received, and nothing has to be sent before its response."""
         is_read = self._body is not None and self._body.is_eof() and not self._messages
-        return is_read and not self._is_dropped and self._transport is not None and not self.writing_paused
+        is_open = self.transport is not None and not self._is_dropped and self._connections.may_suspend
+        return is_read and is_open and not self.writing_paused
 
     def release(self, protocol: asyncio.Protocol) -> asyncio.Transport:
         """Give the transport to another protocol, and end the handling of the present request."""
@@ -341,6 +361,13 @@ class Connection(web.RequestHandler):
         transport = suspended.release(self)
         self.connection_made(transport)
         self.data_received(suspended.head)
+        self._has_resumed = True
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        self._is_dropped = True
+        if self._transport is not None:
+            self._transport.abort()
 
     def drop_if_slow(self, now: float) -> bool:
         """Drop the connection if its client is too slow, and return whether it was."""
@@ -367,11 +394,14 @@ class Connection(web.RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._connections.remove(self)
+        if self.resumed is not None:  # and has not gone on
+            self.resumed.close()
+            self.resumed = None
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._is_dropped:
-            return  # the rest of what had arrived
+        if self._is_dropped or self._has_resumed:
+            return  # the rest of what had arrived, or what follows the only request
         if self._request is None and self._headers_start is None:
             self._headers_start = self._loop.time()
         count = self._request_count

@@ -222,7 +222,11 @@ class Redactor:
         return redacted[-limit:]
 
     def with_secret(self, secret: str) -> "Redactor":
-        """Return a redactor that also masks this secret, which a server may have chosen."""
+        """Return a redactor that also masks this secret."""
+        return Redactor([secret], base=self)
+
+    def with_secret_from_server(self, secret: str) -> "Redactor":
+        """Return a redactor that also masks this secret, which a server has chosen."""
         made = Redactor(base=self)
         made.add_from_server([secret])
         return made

@@ -12,10 +12,10 @@ from typing import Protocol, cast
 
 from aiohttp import web
 
-_CLOSE, _KEEP_ALIVE = "close", "keep-alive"
+_OF_CONNECTION = frozenset({b"close", b"keep-alive", b"upgrade", b""})
 # What frames the body, which the handler has read, and what belongs to the connection.
 _NOT_REPEATED = frozenset(
-    {b"connection", b"content-length", b"expect", b"http2-settings", b"keep-alive", b"transfer-encoding", b"upgrade"}
+    {b"content-length", b"expect", b"http2-settings", b"keep-alive", b"transfer-encoding", b"upgrade"}
 )
 
 
@@ -52,12 +52,12 @@ def may_suspend(request: web.BaseRequest) -> bool:
 
 def format_head(request: web.BaseRequest) -> bytes:
     """Return the request line and the headers of a request without its body, after which the connection is closed."""
-    named = [part.strip() for value in request.headers.getall("Connection", []) for part in value.split(",")]
-    kept = [name for name in named if name.lower() not in (_CLOSE, _KEEP_ALIVE, "upgrade")]
     major, minor = request.version
-    lines = [
-        f"{request.method} {request.raw_path} HTTP/{major}.{minor}".encode("utf-8", "surrogateescape"),
-        *(b"%b: %b" % header for header in request.raw_headers if header[0].lower() not in _NOT_REPEATED),
-        b"Connection: " + ", ".join([_CLOSE, *kept]).encode("utf-8", "surrogateescape"),
-    ]
-    return b"\r\n".join([*lines, b"", b""])
+    lines = [f"{request.method} {request.raw_path} HTTP/{major}.{minor}".encode("utf-8", "surrogateescape")]
+    for name, value in request.raw_headers:
+        if name.lower() == b"connection":  # each on its own: together, they might be too long
+            named = [part for part in value.split(b",") if part.strip().lower() not in _OF_CONNECTION]
+            lines += [b"Connection: " + b",".join(named)] if named else []
+        elif name.lower() not in _NOT_REPEATED:
+            lines.append(b"%b: %b" % (name, value))
+    return b"\r\n".join([*lines, b"Connection: close", b"", b""])

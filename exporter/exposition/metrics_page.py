@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import structlog
+
 from exporter.exposition.label_values import escape_value
 
 CHUNK = 500  # keys (services or hosts) of one family
@@ -23,6 +25,7 @@ class MetricFamily:
         return f"# HELP {name} {self.help}\n# TYPE {name} {self.type}\n"
 
 
+log = structlog.get_logger()
 _BETWEEN = "\0"  # the lines of two families; label values have no control characters
 
 
@@ -79,12 +82,13 @@ class MetricsPage:
                 del self._groups[group.names]
 
     def chunks(self, *, openmetrics: bool = False) -> Iterator[bytes]:
-        """Yield the page as it is at one moment, in small chunks of complete lines, also empty ones."""
+        """Yield the page in small chunks of complete lines, also empty ones; no key is missing, or there twice."""
         yield from self._put_stale()
         # At one moment, since a key that moves to another group would otherwise be missing, or there twice.
         groups = [(group.names, list(group.lines.values())) for group in self._groups.values() if group.names]
         parts: dict[str, list[bytes]] = {name: [] for name in self._families}
-        for names, lines in groups:
+        while groups:
+            names, lines = groups.pop(0)
             for start in range(0, len(lines), CHUNK):
                 texts = [text.split(_BETWEEN.encode()) for text in lines[start : start + CHUNK]]
                 for name, of_family in zip(names, zip(*texts, strict=True), strict=True):
@@ -98,8 +102,11 @@ class MetricsPage:
 
     def _put_stale(self) -> Iterator[bytes]:
         for number, key in enumerate(list(self._stale), 1):
-            if (render := self._stale.get(key)) is not None:
-                self.put(key, render())
+            if (render := self._stale.pop(key, None)) is not None:
+                try:
+                    self.put(key, render())
+                except Exception:  # the lines of all others are needed
+                    log.exception("metrics_not_rendered", key=key)
             if number % RENDERED_TOGETHER == 0:
                 yield b""
 

@@ -1,6 +1,7 @@
 """The `http` probe: sends one request and checks the response."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -193,26 +194,50 @@ class _Secrets:
         self._redact = details.redact = Redactor(base=details.redact)
         self._count = self._size = 0
 
-    def add(self, values: Collection[str]) -> None:
-        """Mask values in all that is shown from now on. Raises ProbeFailure if they are too many to do so."""
-        self._count += len(values)
-        self._size += sum(map(len, values))
-        if self._count > SECRETS_LIMIT or self._size > SECRETS_SIZE_LIMIT:
+    def add(self, values: Iterable[str]) -> None:
+        """Mask values in all that is shown from now on, up to the limits."""
+        masked = []
+        for value in values:
+            self._count += 1
+            self._size += len(value)
+            if self._are_too_many:
+                break
+            masked.append(value)
+        self._redact.add_from_server(masked)
+
+    @property
+    def _are_too_many(self) -> bool:
+        return self._count > SECRETS_LIMIT or self._size > SECRETS_SIZE_LIMIT
+
+    def check(self) -> None:
+        """Raise ProbeFailure if not all values are masked."""
+        if self._are_too_many:
             limits = f"{SECRETS_LIMIT} cookies and kept values, or {SECRETS_SIZE_LIMIT} characters in them"
             raise ProbeFailure("protocol", f"the responses have more than {limits}")
-        self._redact.add_from_server(values)
 
 
 async def _take_step(step: HttpStep, cookies: Cookies, secrets: _Secrets, details: ProbeDetails) -> Mapping[str, str]:
     """Send one request, and return what is kept of its response, which becomes secret. Raises ProbeFailure."""
     try:
         response = await fetch(step, details, cookies=cookies)
-    finally:  # also if the response cannot be read
-        last = [value for name, value in details.evidence.get("headers", ()) if name == "set-cookie"]
-        set_before, cookies.values = cookies.values, []
-        secrets.add({*set_before, *list_values(last)})
+    except ProbeFailure:
+        _mask_cookies(cookies, secrets, details)
+        secrets.check()
+        raise
+    except asyncio.CancelledError:
+        _mask_cookies(cookies, secrets, details)
+        raise
+    _mask_cookies(cookies, secrets, details)
+    secrets.check()
     check = partial(_check_step, step, response, secrets, details)
     return await examine(step, response, check, has_json=bool(step.expect.json_ or step.keep))
+
+
+def _mask_cookies(cookies: Cookies, secrets: _Secrets, details: ProbeDetails) -> None:
+    """Mask the cookies of the last response, which may not have been read to its end, and of those before."""
+    last = [value for name, value in details.evidence.get("headers", ()) if name == "set-cookie"]
+    set_before, cookies.values = cookies.values, []
+    secrets.add({*set_before, *list_values(last)})
 
 
 def _check_step(step: HttpStep, response: HttpResponse, secrets: _Secrets, details: ProbeDetails) -> Mapping[str, str]:
@@ -222,7 +247,8 @@ def _check_step(step: HttpStep, response: HttpResponse, secrets: _Secrets, detai
     if step.keep:
         text = recode_as_utf8(response.header("content-type"), response.body)
         found = find_texts(step.keep, response.header, text)
-    secrets.add(list(found.values()))  # before they could be shown here
+    secrets.add(found.values())  # before they could be shown here
+    secrets.check()
     check_response(step, step.expect, response, details)
     missing = [name for name in step.keep if name not in found]
     if missing:

@@ -1,5 +1,6 @@
 """Expectations of JSON: paths (RFC 9535), conditions on the values that they select, and how they are checked."""
 
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from fleet.inventory.units import Pattern
 JSON_LIMIT = 1024 * 1024  # bytes; parsing blocks the event loop, and the result takes many times as much memory
 NODES_LIMIT = 10_000
 VISITS_LIMIT = 200_000  # values that all paths together may look at; a hundred thousand take up to a second
+_QUOTED = re.compile(r"""\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'""")
 _BROAD = re.compile(r"\.\.|[*?:]")  # what makes a path look at many values
 
 
@@ -181,27 +183,28 @@ class Visits:
 
     def take(self, path: str, document: Any) -> None:
         """Take what the evaluation of a path may look at, at most. Raises ProbeFailure."""
-        broad = len(_BROAD.findall(path))
+        unquoted = _QUOTED.sub("", path)
+        broad = len(_BROAD.findall(unquoted))
         if not broad:
             return
-        count = _count_values(document, self._left)
-        # A filter may evaluate a path from the root for each value.
-        self._left -= broad * count * (count if "?" in path and "$" in path[1:] else 1)
+        count, depth = _measure(document, self._left)
+        # After the first `..`, each further one looks at the descendants of all ancestors of a value, and a filter may
+        # look at many values from the root for each value.
+        times = depth ** max(0, unquoted.count("..") - 1)
+        _, _, from_root = unquoted[1:].partition("$")
+        self._left -= broad * count * times * (count if _BROAD.search(from_root) else 1)
         if self._left < 0:
             raise ProbeFailure("json", f"{path} and the paths before look at more than {VISITS_LIMIT} values")
 
 
-def _count_values(document: Any, limit: int) -> int:
-    """Count the values in a document; more than `limit` need not be counted."""
-    count, left = 0, [document]
-    while left and count <= limit:
-        value = left.pop()
-        count += 1
-        if isinstance(value, dict):
-            left += value.values()
-        elif isinstance(value, list):
-            left += value
-    return count + len(left)
+def _measure(document: Any, limit: int) -> tuple[int, int]:
+    """Return how many values a document has, and how deep they are nested; more than `limit` need not be counted."""
+    count, depth, level = 0, 0, [document]
+    while level and count <= limit:
+        count, depth = count + len(level), depth + 1
+        parts = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
+        level = list(itertools.chain.from_iterable(parts))
+    return count + len(level), depth
 
 
 def find_values(path: str, document: Any, visits: Visits) -> JSONPathNodeList:

@@ -30,7 +30,7 @@ from exporter.scheduler.early_probes import SILENT, EarlyProbes
 from exporter.scheduler.events import EventRing
 from exporter.scheduler.host_readings import SHARED_FOR, HostReadings, sections_by_host
 from exporter.scheduler.probe_runner import run
-from exporter.scheduler.probed_service import ProbedService
+from exporter.scheduler.probed_service import RENDER_EVERY, ProbedService
 from exporter.scheduler.schedule import Schedule, add_jitter
 from fleet.inventory.model import Host, Inventory, Service
 from fleet.inventory.reasons import UNDETERMINED
@@ -275,10 +275,12 @@ class ProbeScheduler:
 
     def _publish(self, probed: ProbedService) -> None:
         """Show the state of a service on `/metrics` and in the API."""
-        if probed.is_rendered_often(asyncio.get_running_loop().time()):
+        now = asyncio.get_running_loop().time()
+        if now < probed.rendered_at + RENDER_EVERY:
             self.page.put_later(probed.id, probed.render)
         else:
             self.page.put(probed.id, probed.render())
+            probed.rendered_at = now
         self.changes.record(probed.id)
 
     async def _run(self, probed: ProbedService) -> None:

@@ -35,7 +35,7 @@ class ProbedService:
         self.due_by: float | None = None  # an earlier due time than that of the schedule, event loop's clock
         self.task: asyncio.Task[None] | None = None
         self._logged_at = 0.0  # event loop's clock
-        self._rendered_at = float("-inf")  # event loop's clock
+        self.rendered_at = float("-inf")  # event loop's clock
         self.changed_at: float | None = None  # when `up` was determined or changed, event loop's clock
         self.is_paused = False  # it is probed only on request
         self.set_service(service)
@@ -51,13 +51,6 @@ class ProbedService:
         """Return the lines of `/metrics` by metric name."""
         state, last = self.visible_state
         return self.series.render(state, last, self.failures, is_paused=self.is_paused)
-
-    def is_rendered_often(self, now: float) -> bool:
-        """Whether it was rendered within the last seconds, and can be when it is needed; `now` is the event loop's."""
-        if now < self._rendered_at + RENDER_EVERY:
-            return True
-        self._rendered_at = now
-        return False
 
     @property
     def visible_state(self) -> tuple[ServiceState, ProbeResult | None]:

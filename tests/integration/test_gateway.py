@@ -789,6 +789,36 @@ async def test_a_stop_waits_for_streams(gateway: Gateway, api: ModelApi) -> None
     await eventually(has_stopped, 20)
 
 
+@pytest.mark.parametrize("change", ["name", "key"])
+async def test_requests_that_wait_keep_their_upstream_at_a_reload(gateway: Gateway, api: ModelApi, change: str) -> None:
+    gateway.configure({"api": gateway.upstream(concurrency=1)})
+    await gateway.start()
+    go_on = asyncio.Event()
+
+    async def respond(_request: Received, writer: asyncio.StreamWriter) -> None:
+        await go_on.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    api.respond = respond
+    requests = [asyncio.create_task(gateway.chat()) for _ in range(2)]
+
+    async def waits() -> bool:
+        return int((await gateway.status())["queue"]["normal"]) == 1
+
+    await eventually(waits, 20)
+    await asyncio.sleep(2 * SHORT_WAIT)  # it is suspended by then
+    if change == "name":
+        gateway.configure({"other": gateway.upstream(concurrency=1)}, default="other")
+    else:
+        gateway.configure({"api": gateway.upstream(concurrency=1, api_key="nvapi-another-key")})
+    assert (await gateway.client.post("/-/reload", headers=ADMIN)).is_success
+    go_on.set()
+    answers = await asyncio.wait_for(asyncio.gather(*requests), 60)
+    assert [each.status_code for each in answers] == [200, 200]
+    assert sorted(each.headers.get("Connection", "") for each in answers) == ["", "close"]  # of the suspended one
+    assert [each.header("Authorization") for each in api.received] == [[f"Bearer {KEY}"]] * 2
+
+
 async def test_a_stop_waits_for_requests_that_wait(gateway: Gateway, api: ModelApi) -> None:
     gateway.configure({"api": gateway.upstream(concurrency=1)})
     await gateway.start()
@@ -813,7 +843,9 @@ async def test_a_stop_waits_for_requests_that_wait(gateway: Gateway, api: ModelA
 
     await eventually(is_stopping, 20)
     stopping.set()
-    assert [each.status_code for each in await asyncio.gather(*requests)] == [200] * 3
+    answers = await asyncio.gather(*requests)
+    assert [each.status_code for each in answers] == [200] * 3
+    assert sorted(each.headers.get("Connection", "") for each in answers) == ["", "close", "close"]
     assert [each["outcome"] for each in await gateway.logged("request", 3)] == ["ok"] * 3
 
 

@@ -535,6 +535,28 @@ async def test_token_endpoint_without_a_token(tmp_path: Path, status: int, body:
     assert (result.reason, "the token endpoint" in result.message) == (reason, True), result.message
 
 
+async def test_a_probe_that_is_cancelled_ends_whatever_cookies_it_has_got(tmp_path: Path) -> None:
+    """Else a reload would wait for it for ever."""
+    is_asked = asyncio.Event()
+
+    async def answer(request: web.Request) -> web.Response:
+        if request.path == "/next":
+            is_asked.set()
+            await asyncio.Event().wait()
+        response = web.Response(status=302, headers={"Location": "/next"})
+        for number in range(200):
+            response.headers.add("Set-Cookie", f"c{number}=value-{number}")
+        return response
+
+    async with peers.web_server(answer) as port:
+        base = f"http://127.0.0.1:{port}"
+        probe = asyncio.create_task(run(tmp_path, f"{base}/x", **_in_sequence(base, {"url": "/"})))
+        await asyncio.wait_for(is_asked.wait(), 60)
+        probe.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await probe
+
+
 async def test_a_token_that_is_too_long_is_refused(tmp_path: Path) -> None:
     async def answer(_request: web.Request) -> web.Response:
         return web.json_response({"access_token": "<'&+/\"" * 4000})

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
 from aiohttp import web
@@ -35,7 +36,7 @@ class Waiting:
     def __init__(self, body: bytes) -> None:
         self.body = body
         self.resume: Callable[[], None] | None = None
-        self.closed = 0
+        self.closed = self.answered = 0
 
     def wait(self, resume: Callable[[], None]) -> None:
         self.resume = resume
@@ -52,6 +53,7 @@ class Server:
         self.works: list[Waiting] = []
         self.metrics = ProgramMetrics()
         self.at_once = False  # whether requests go on at once
+        self.drops = False  # whether their connections are dropped just before
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator["Server"]:
@@ -83,8 +85,11 @@ class Server:
                 return web.Response(text="not suspended")
             if self.at_once:
                 work.wait = lambda resume: resume()  # type: ignore[method-assign]
+            if self.drops:
+                cast("connections.Connection", request.protocol).drop("limit")
             raise SuspendedError(work)
         assert isinstance(resumed, Waiting)
+        resumed.answered += 1
         headers = ",".join(f"{name}={value}" for name, value in request.headers.items())
         text = f"{request.method} {request.raw_path} {headers} {resumed.body.decode()} {await request.text()}"
         return web.Response(text=text)
@@ -154,7 +159,7 @@ async def test_names_of_the_connection_header_are_kept(plain: Server) -> None:
     work.resume()
     answer = await asyncio.wait_for(reader.read(), 30)
     assert answer.count(b"100 Continue") == 1  # for the first time only
-    assert b"Connection=close, x-one " in answer
+    assert b"Connection=x-one,Connection=close " in answer
     writer.close()
 
 
@@ -162,10 +167,16 @@ async def _is(check: Callable[[], bool]) -> bool:
     return check()
 
 
-@pytest.mark.parametrize("ending", ["close", "half", "abort"])
+@pytest.mark.parametrize("ending", ["close", "abort"])
 async def test_a_client_that_leaves(server: Server, ending: str) -> None:
-    if ending == "half" and server.tls is not None:
-        return  # TLS has no half-closed connections
+    await _leave(server, ending)
+
+
+async def test_a_client_that_only_ends_its_side(plain: Server) -> None:
+    await _leave(plain, "half")
+
+
+async def _leave(server: Server, ending: str) -> None:
     _, writer, work = await server.suspend(POST + b"\r\n")
     if ending == "half":
         writer.write_eof()
@@ -179,16 +190,45 @@ async def test_a_client_that_leaves(server: Server, ending: str) -> None:
     writer.close()
 
 
-async def test_a_client_that_leaves_before_its_turn_in_the_event_loop(plain: Server) -> None:
-    _, writer, work = await plain.suspend(POST + b"\r\n")
-    writer.transport.abort()
-    assert work.resume is not None
-    for _ in range(20):  # whichever is first
-        await asyncio.sleep(0)
-    if not work.closed:
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8, 13])
+async def test_clients_that_leave_while_their_requests_go_on(plain: Server, turns: int) -> None:
+    opened = [await plain.suspend(POST + b"\r\n") for _ in range(40)]
+    for _, _, work in opened:
+        assert work.resume is not None
         work.resume()
-    await eventually(lambda: _is(lambda: plain.count("defib_http_connections") == 0), 10)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    for _, writer, _ in opened:
+        writer.transport.abort()
+    await eventually(lambda: _is(lambda: plain.count("defib_http_connections") == 0), 30)
+    assert [work.closed + work.answered for _, _, work in opened] == [1] * 40
     assert (await _get(plain)).endswith(b"not suspended")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"".join(b"X-%d: %d\r\n" % (number, number) for number in range(124)),  # with those of POST, the most possible
+        b"Connection: " + b"a," * 2500 + b"b\r\nConnection: " + b"c," * 2500 + b"d\r\n",
+    ],
+)
+async def test_headers_at_the_limits(plain: Server, head: bytes) -> None:
+    reader, writer, work = await plain.suspend(POST + head + b"\r\n")
+    assert work.resume is not None
+    work.resume()
+    assert (await asyncio.wait_for(reader.read(), 30)).startswith(b"HTTP/1.1 200")
+    assert (work.answered, work.closed) == (1, 0)
+    writer.close()
+
+
+async def test_a_connection_that_is_dropped_just_before(plain: Server) -> None:
+    plain.drops = True
+    reader, writer = await plain.connect()
+    writer.write(POST + b"\r\n")
+    assert await asyncio.wait_for(reader.read(), 30) == b""
+    await eventually(lambda: _is(lambda: plain.count("defib_http_connections") == 0), 30)
+    assert [each.closed for each in plain.works] == [1]
+    writer.close()
 
 
 async def _get(server: Server) -> bytes:
@@ -245,6 +285,10 @@ async def test_a_stop_ends_them(plain: Server) -> None:
     assert await asyncio.wait_for(reader.read(), 10) == b""
     assert work.closed == 1
     assert plain.count("defib_http_connections_dropped_total", reason="limit") == 0
+    writer.close()
+    reader, writer = await plain.connect()
+    writer.write(POST + b"Connection: close\r\n\r\n")
+    assert (await asyncio.wait_for(reader.read(), 10)).endswith(b"not suspended")
     writer.close()
 
 

@@ -119,6 +119,26 @@ def test_paths_look_at_a_limited_number_of_values(path: str, is_refused: bool) -
         assert find_json_problem(path, expected, page, visits, ProbeDetails()) == ""
 
 
+@pytest.mark.parametrize("path", ["$..a..a..b", "$..a..a..a..b", "$..[?@..[?@..*]]"])
+def test_nested_values_are_not_looked_at_again_and_again(path: str) -> None:
+    page: dict[str, Any] = {}
+    for _ in range(95):
+        page = {"a": page}
+    started = time.process_time()
+    with pytest.raises(ProbeFailure, match="look at more than 200000 values"):
+        check_json(ADAPTER.validate_python({path: {"absent": True}}), [page] * 5, ProbeDetails())
+    assert time.process_time() - started < 10
+
+
+@pytest.mark.parametrize("path", ["$.items[?@.y == $.limit]", "$['a:b*..?'].x", '$.items[?@["*"] == 1]'])
+def test_paths_that_look_at_few_values(path: str) -> None:
+    page = {"items": [{"y": 2}] * 60_000, "limit": 1}
+    assert (
+        find_json_problem(path, ADAPTER.validate_python({path: {"absent": True}})[path], page, Visits(), ProbeDetails())
+        == ""
+    )
+
+
 def test_all_paths_of_a_response_look_at_a_limited_number_of_values() -> None:
     page = {"items": [{"y": 1}] * 30_000, "up": True}
     one = {"$.items[*].x": {"absent": True}}

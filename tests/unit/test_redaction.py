@@ -271,6 +271,10 @@ def test_the_time_hardly_depends_on_the_number_of_secrets_with_one_beginning(tex
     assert best(many) < 20 * best(few)
 
 
+def test_a_token_of_a_file_is_masked_in_all_forms() -> None:
+    assert Redactor().with_secret("tok+en&'1")("tok\\u002Ben\\u0026\\u00271") == "***"
+
+
 @pytest.mark.parametrize("secret", ["a/b+c=&<d>\"e'é", "plain-1", "semi;colon space"])
 @pytest.mark.parametrize("writer", ["nothing", "json", "json of PHP", "url", "url component", "form", "html", "python"])
 def test_common_forms_of_what_a_server_chooses(writer: str, secret: str) -> None:

@@ -104,7 +104,7 @@ async def _follow_with_token(
     redact, was_cached = details.redact, oauth2.cached_token is not None
     while True:
         token = oauth2.cached_token or await _fetch_token(oauth2, options, details)
-        details.redact = redact.with_secret(token)
+        details.redact = redact.with_secret_from_server(token)
         authorized = request.with_header("Authorization", f"Bearer {token}")
         followed, reader = await _follow(authorized, options, details, on_body, cookies)
         if reader.status not in (401, 403):

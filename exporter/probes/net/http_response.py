@@ -45,7 +45,7 @@ class HttpResponse:
 class HttpResponseReader(asyncio.Protocol):
     """Reads one response; `done` becomes None when it is complete, or the failure that ended it.
 
-    `release` must be called when the connection has ended.
+    `release` must be called once it is read, or given up.
     """
 
     def __init__(
