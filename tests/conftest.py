@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import hypothesis
 import pytest
 import uvloop
 from blockbuster import BlockBuster, blockbuster_ctx
@@ -29,6 +30,8 @@ __all__ = ["docker", "dockerd", "journal", "systemd"]  # fixtures, for every tes
 # grpc reads them when it is loaded: its fork handlers break child processes, and it would write lines to stderr.
 os.environ.update({"GRPC_ENABLE_FORK_SUPPORT": "0", "GRPC_VERBOSITY": "NONE"})
 TIMEOUT_REPEATS = 60.0  # seconds
+hypothesis.settings.register_profile("any machine", deadline=None)  # on a busy one, any example may take long
+hypothesis.settings.load_profile("any machine")
 LEFT_OUT = pytest.StashKey[dict[str, list[str]]]()
 
 

@@ -427,7 +427,7 @@ def parse_containers(output: str) -> dict[str, ContainerStatus]:
         elif _is_inspected(fields):
             name, state, health, exit_code, started, restarts, image, *policy = fields
             found[name.lstrip("/")] = ContainerStatus(
-                state, health, int(exit_code), started, int(restarts), image, *policy[:1]
+                state, health, _read_number(exit_code), started, _read_number(restarts), image, *policy[:1]
             )
     return found
 
@@ -444,10 +444,20 @@ def _parse_state(text: str) -> str:
     return "running" if word == "up" else word
 
 
+_NUMBER = re.compile("-?[0-9]+")
+
+
+def _read_number(text: str) -> int:
+    """Return a number; 0 for one that is too large, since its container has a state, too."""
+    return int(text) if is_count(text.removeprefix("-")) else 0
+
+
 def _is_inspected(fields: Sequence[str]) -> bool:
     """Whether a line is of `docker inspect`."""
     known = (*_INSPECTED_BEFORE, len(_INSPECT.split("|")))
-    return len(fields) in known and is_count(fields[3].removeprefix("-")) and is_count(fields[5])
+    return (
+        len(fields) in known and _NUMBER.fullmatch(fields[3]) is not None and _NUMBER.fullmatch(fields[5]) is not None
+    )
 
 
 @dataclass(frozen=True, slots=True)
