@@ -6,6 +6,7 @@ from typing import Any
 
 from defib.lookup import find_service
 from defib.output import format_time, print_json, print_text, time_zone
+from exporter.probes.expectations import EXAMINED
 from exporter.results import ProbeResult, replace_unencodable
 from exporter.scheduler.probe_runner import probe_once
 from fleet.inventory.loading import LoadedInventory
@@ -66,7 +67,8 @@ def _readable(value: Any, redact: Redactor) -> Any:
     if isinstance(value, int | float):
         return value
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-    return replace_unencodable(redact(text))[:EVIDENCE_LENGTH]
+    is_cut = isinstance(value, bytes) and len(value) >= EXAMINED
+    return replace_unencodable(redact.redact_head(text, EVIDENCE_LENGTH, is_cut=is_cut))
 
 
 def _format_component(component: dict[str, Any]) -> str:

@@ -33,6 +33,7 @@ TIMEOUT = 1.0  # seconds for an answer
 CHECK_EVERY = 1.0
 OTHERS_RETURN = 5.0  # seconds in which other gateways notice that Redis is back, and tell it what they have sent
 ASK_AGAIN = 1.0  # at the latest: others may have returned what they had reserved
+_LARGEST = 2**53
 KEPT_IN_REDIS = 600_000  # milliseconds
 # What redis-py raises for answers that are no Redis server's, beside RedisError.
 _UNEXPECTED = (ArithmeticError, AttributeError, EOFError, LookupError, RecursionError, TypeError, ValueError)
@@ -266,6 +267,8 @@ class SharedLimits:
             raise _LostError("Redis has not answered with a number") from error
         finally:
             _raise_if_cancelled()
+        if abs(found) > _LARGEST:
+            raise _LostError("Redis has answered with a number that no script returns")
         self._seen_at = self.now()
         return found
 

@@ -182,19 +182,33 @@ class Redactor:
         self.longest = max([self.longest, *map(len, new)])
 
     def __call__(self, text: str) -> str:
-        if self._base is not None:
-            text = self._base(text)
-        if len(text) < MIN_SECRET_LENGTH or self._starts is None or not _has(self._starts, text):
-            return text
+        return self.redact_part(text, 0, len(text))
+
+    def redact_part(self, text: str, start: int, end: int) -> str:
+        """Return the characters from `start` to `end`, with a mask for each secret that is there, also in part."""
         parts: list[str] = []
-        done = end = 0  # where the processed text ends, and where the last secret ends
-        for at in range(len(text) - MIN_SECRET_LENGTH + 1):
-            length = self._find_longest(text, at)
-            if length:
-                if at >= end:  # an overlap with the secret before is covered by its mask
-                    parts += [text[done:at], MASK]
-                end = done = max(end, at + length)
-        return "".join([*parts, text[done:]]) if parts else text
+        done = start
+        for begins, ends in self._find_secrets(text):
+            if begins >= end:
+                break
+            if ends > start:
+                parts += [text[done:begins], MASK]
+                done = ends
+        return "".join([*parts, text[done:end]]) if parts else text[start:end]
+
+    def _find_secrets(self, text: str) -> list[tuple[int, int]]:
+        """Return where secrets are, in order; those that overlap are one."""
+        found = self._base._find_secrets(text) if self._base is not None else []  # noqa: SLF001 - of the same class
+        if len(text) < MIN_SECRET_LENGTH or self._starts is None or not _has(self._starts, text):
+            return found
+        own = ((at, at + self._find_longest(text, at)) for at in range(len(text) - MIN_SECRET_LENGTH + 1))
+        merged: list[tuple[int, int]] = []
+        for begins, ends in sorted([*found, *(each for each in own if each[1] > each[0])]):
+            if merged and begins < merged[-1][1]:
+                merged[-1] = merged[-1][0], max(merged[-1][1], ends)
+            else:
+                merged.append((begins, ends))
+        return merged
 
     def _find_longest(self, text: str, at: int) -> int:
         """Return the length of the longest secret at a position of a text; 0 if there is none."""
@@ -205,21 +219,18 @@ class Redactor:
             return len(found) if text.startswith(found, at) else 0
         return found.find_longest(text, at)
 
-    def redact_head(self, text: str, limit: int) -> str:
-        """Return at most `limit` characters of the beginning, redacted; the time does not depend on the whole text."""
-        part = text[: limit + self.longest]
-        redacted = self(part)
-        if len(part) < len(text):  # the end may be a part of a secret
-            redacted = redacted[: max(0, len(redacted) - self.longest)]
-        return redacted[:limit]
+    def redact_head(self, text: str, limit: int, *, is_cut: bool = False) -> str:
+        """Return the first `limit` characters, redacted; the time does not depend on the whole text.
+
+        Where `text` itself is cut, its end may be a part of a secret, and is left out.
+        """
+        end = min(limit, max(0, len(text) - self.longest)) if is_cut else limit
+        return self.redact_part(text[: limit + self.longest], 0, min(end, len(text)))[:limit]
 
     def redact_tail(self, text: str, limit: int) -> str:
-        """Return at most `limit` characters of the end, redacted; the time does not depend on the whole text."""
+        """Return the last `limit` characters, redacted; the time does not depend on the whole text."""
         part = text[-(limit + self.longest) :]
-        redacted = self(part)
-        if len(part) < len(text):  # the beginning may be a part of a secret
-            redacted = redacted[self.longest :]
-        return redacted[-limit:]
+        return self.redact_part(part, max(0, len(part) - limit), len(part))[-limit:]
 
     def with_secret(self, secret: str) -> "Redactor":
         """Return a redactor that also masks this secret."""

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from string import punctuation
 from urllib.parse import quote, quote_plus
 
 _YARL = "!$'()*,/:?@"  # not quoted by yarl in queries
@@ -56,7 +57,7 @@ def list_common_forms(secret: str) -> frozenset[str]:
     if _PLAIN.fullmatch(secret):
         return frozenset({secret})
     text = secret.encode("utf-8", "replace")
-    in_urls = _in_both_cases([quote(text), quote(text, safe=""), quote_plus(text)])
+    in_urls = _in_both_cases([quote(text), quote(text, safe=""), quote_plus(text), quote(text, safe=punctuation)])
     in_json = {json.dumps(secret, ensure_ascii=is_ascii)[1:-1] for is_ascii in (True, False)}
     in_json |= {each.replace("/", "\\/") for each in in_json}
     in_html = {html.escape(secret, quote=has_quotes) for has_quotes in (True, False)}
@@ -66,7 +67,10 @@ def list_common_forms(secret: str) -> frozenset[str]:
 def _list_url_forms(secret: str) -> frozenset[str]:
     text = secret.encode("utf-8", "replace")
     by_yarl = (quote_plus(text, safe=safe) for safe in (_YARL, _YARL + ";"))  # earlier versions leave the semicolon
-    once = _in_both_cases([quote(text), quote(text, safe=""), quote_plus(text), *by_yarl])
+    # As probes send what stands in URLs: only what cannot be sent is quoted.
+    once = _in_both_cases(
+        [quote(text), quote(text, safe=""), quote_plus(text), quote(text, safe=punctuation), *by_yarl]
+    )
     return frozenset(once | _in_both_cases(quote(each, safe=safe) for each in once for safe in ("", "/", _YARL)))
 
 

@@ -267,7 +267,7 @@ class HeartbeatMonitor:
         heartbeat.used, heartbeat.used_at = admit(heartbeat.used, heartbeat.used_at, now, RATE_LIMIT), now
         if database is None:
             raise KeyError(name)  # a reload has removed all heartbeats
-        redacted = self._redact(body.head.decode("utf-8", "replace"))[:BODY_LIMIT]
+        redacted = self._redact.redact_head(body.head.decode("utf-8", "replace"), BODY_LIMIT, is_cut=body.is_cut)
         fault = ""
         if kind == "success":
             fault = mask_credentials(self._find_fault(heartbeat, body.head[:BODY_LIMIT]))
@@ -281,7 +281,7 @@ class HeartbeatMonitor:
                 report = parse_report(redacted.encode())
             except ValueError as error:  # the agent is alive, whatever it reports
                 problem = str(error)
-        client = self._redact(client)[:CLIENT_LIMIT]
+        client = self._redact.redact_head(client, CLIENT_LIMIT)
         stored = mask_credentials(redacted)[:BODY_LIMIT]  # output of jobs may have secrets that Defib does not know
         await database.writer.write(
             ReceivedPing(name, now, kind, exit_status, run_id, fault, stored, body.is_cut, client, report, duration)

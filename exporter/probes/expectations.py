@@ -36,27 +36,26 @@ def check_lacks(patterns: Iterable[str], text: bytes, name: str, details: ProbeD
     for pattern in patterns:
         found = compile_cached(pattern).search(text)
         if found is not None:
-            matched = _quote_match(pattern, text, found.span(), details)
+            matched = _quote_match(text, found.span(), details)
             raise ProbeFailure("body", f"{name} must not match {pattern!r}, but contains {matched}")
 
 
-def _quote_match(pattern: str, text: bytes, span: tuple[int, int], details: ProbeDetails) -> str:
+def _quote_match(text: bytes, span: tuple[int, int], details: ProbeDetails) -> str:
     """Return the beginning of a match, quoted. It may be a part of a secret: what is around it is redacted with it."""
     start, end = span
     margin = 4 * details.redact.longest  # bytes; a character takes up to 4
-    near = text[max(0, start - margin) : min(end, start + 4 * EXCERPT_LENGTH) + margin].decode("utf-8", "replace")
-    redacted = details.redact(near)
-    if redacted == near:
-        return quote_excerpt(text[start:end], details)
-    match = compile_cached(pattern).search(redacted.encode())
-    return quote_excerpt(match.group(), details) if match is not None else "a secret"
+    before = text[max(0, start - margin) : start].decode("utf-8", "replace")
+    matched = text[start : min(end, start + 4 * EXCERPT_LENGTH)].decode("utf-8", "replace")[:EXCERPT_LENGTH]
+    near = before + text[start : start + 4 * EXCERPT_LENGTH + margin].decode("utf-8", "replace")
+    shown = details.redact.redact_part(near, len(before), len(before) + len(matched))
+    return repr(shown) + ("…" if end - start > len(matched.encode()) else "")
 
 
 def quote_excerpt(text: bytes, details: ProbeDetails) -> str:
     """Return the beginning of `text`, quoted; secrets are redacted before it is cut."""
     examined = EXCERPT_LENGTH + details.redact.longest  # characters, of which each takes up to 4 bytes
-    redacted = details.redact(text[: 4 * examined].decode("utf-8", "replace")[:examined])
-    return repr(redacted[:EXCERPT_LENGTH]) + ("…" if len(redacted) > EXCERPT_LENGTH else "")
+    part = text[: 4 * examined].decode("utf-8", "replace")
+    return repr(details.redact.redact_head(part, EXCERPT_LENGTH)) + ("…" if len(part) > EXCERPT_LENGTH else "")
 
 
 def _is_utf8(body: bytes) -> bool:

@@ -8,17 +8,18 @@ from functools import lru_cache
 from itertools import islice
 from typing import Annotated, Any
 
-import jsonpath_rfc9535
 from jsonpath_rfc9535 import JSONPathError, JSONPathNodeList, JSONPathQuery
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from exporter.probes.expectations import EXAMINED, EXCERPT_LENGTH, compile_cached
+from exporter.probes.expectations import EXCERPT_LENGTH, compile_cached
+from exporter.probes.json_functions import create_environment
 from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import ConfigModel
 from fleet.inventory.units import Pattern
 
 JSON_LIMIT = 1024 * 1024  # bytes; parsing blocks the event loop, and the result takes many times as much memory
 NODES_LIMIT = 10_000
+_ENVIRONMENT = create_environment()
 VISITS_LIMIT = 200_000  # values that all paths together may look at; a hundred thousand take up to a second
 _QUOTED = re.compile(r"""\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'""")
 _BROAD = re.compile(r"\.\.|[*?:]")  # what makes a path look at many values
@@ -36,7 +37,7 @@ def _json_path(path: object) -> str:
 
 @lru_cache(maxsize=10_000)
 def compile_json_path(path: str) -> JSONPathQuery:
-    return jsonpath_rfc9535.compile(path)
+    return _ENVIRONMENT.compile(path)
 
 
 JsonPath = Annotated[str, BeforeValidator(_json_path)]
@@ -129,7 +130,7 @@ class JsonCondition(ConfigModel):
         if self.equal_to is not None:
             other = document.find_one(self.equal_to)
             if not _is_equal(other, value):
-                yield f"{_format_value(other, details)} ({self.equal_to})"
+                yield f"{document.show(self.equal_to, details)} ({self.equal_to})"
         if self.length is not None:
             has_length = isinstance(value, str | list | dict)
             yield self.length.describe_mismatch(len(value)) if has_length else "a value with a length"
@@ -192,7 +193,8 @@ class Visits:
         # look at many values from the root for each value.
         times = depth ** max(0, unquoted.count("..") - 1)
         _, _, from_root = unquoted[1:].partition("$")
-        self._left -= broad * count * times * (count if _BROAD.search(from_root) else 1)
+        is_costly = _BROAD.search(from_root) is not None or ("(" in unquoted and from_root != "")
+        self._left -= broad * count * times * (count if is_costly else 1)
         if self._left < 0:
             raise ProbeFailure("json", f"{path} and the paths before look at more than {VISITS_LIMIT} values")
 
@@ -268,6 +270,7 @@ class _Document:
     def __init__(self, value: Any, visits: Visits) -> None:
         self._value, self._visits = value, visits
         self._found: dict[str, Any] = {}
+        self._shown: dict[str, str] = {}
 
     def find_one(self, path: str) -> Any:
         """Return the only value that a path selects. Raises ProbeFailure."""
@@ -278,6 +281,12 @@ class _Document:
                 raise ProbeFailure("json", f"{path} selects {count} values, expected one to compare with")
             self._found[path] = values[0]
         return self._found[path]
+
+    def show(self, path: str, details: ProbeDetails) -> str:
+        """Return the only value that a path selects, as a text for messages. Raises ProbeFailure."""
+        if path not in self._shown:
+            self._shown[path] = _format_value(self.find_one(path), details)
+        return self._shown[path]
 
     def find_number(self, path: str) -> float:
         """Return the only value that a path selects, which must be a number. Raises ProbeFailure."""
@@ -310,7 +319,7 @@ def _format_value(value: Any, details: ProbeDetails) -> str:
     if isinstance(value, JsonCondition):
         return "a value that meets the condition"
     try:
-        text = details.redact(json.dumps(value, ensure_ascii=False)[:EXAMINED])
+        text = json.dumps(value, ensure_ascii=False)
     except RecursionError:
         return "a value nested too deeply to be shown"
-    return text[:EXCERPT_LENGTH] + ("…" if len(text) > EXCERPT_LENGTH else "")
+    return details.redact.redact_head(text, EXCERPT_LENGTH) + ("…" if len(text) > EXCERPT_LENGTH else "")

@@ -10,7 +10,6 @@ from typing import Annotated, Any, get_args
 from pydantic import BaseModel, Field, PlainSerializer, PlainValidator, WithJsonSchema, field_validator
 
 from exporter.probes import ProbeContext, ProbeKind
-from exporter.probes.expectations import EXAMINED
 from exporter.results import FailureReason, ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import REFERENCES_ARE_SECRET, ConfigModel
 from fleet.inventory.yaml_files import TextWithBase
@@ -81,7 +80,7 @@ async def probe_python(options: PythonProbeOptions, context: ProbeContext, detai
     # Not `python -m`: the subprocess must start quickly, and this folder must not hide the user's modules.
     argv = [sys.executable, "-P", str(SUBPROCESS)]
     completed = await LocalShell(read_only=True).run(argv, timeout=context.timeout, stdin=json.dumps(call).encode())
-    details.evidence["printed"] = details.redact(completed.stderr[-EXAMINED:])[-PRINTED_LIMIT:]
+    details.evidence["printed"] = details.redact.redact_tail(completed.stderr, PRINTED_LIMIT)
     if completed.status is None and completed.late:
         raise ProbeFailure("timeout", f"{options.call} did not end within {context.timeout:g} s")
     if completed.status is None:

@@ -7,7 +7,7 @@ from jsonpath_rfc9535 import JSONPathNode
 from pydantic import Field, PlainValidator
 
 from exporter.probes import ProbeContext, ProbeKind
-from exporter.probes.expectations import EXAMINED, recode_as_utf8
+from exporter.probes.expectations import recode_as_utf8
 from exporter.probes.http import HttpExpect, check_response, decode_unless_refused
 from exporter.probes.json_conditions import JsonExpect, JsonPath, Visits, find_json_problem, find_values, parse_json
 from exporter.probes.net.http_client import fetch
@@ -99,7 +99,7 @@ def _parse_components(options: StatusComponents, response: HttpResponse, details
         )
 
     for node in find_values(options.each, page, visits):
-        name = details.redact(_component_name(options, node, visits))[:NAME_LIMIT]
+        name = details.redact.redact_head(_component_name(options, node, visits), NAME_LIMIT)
         up = is_up(node.value)
         first = components.get(name)
         if first is not None:
@@ -116,7 +116,7 @@ def _component_name(options: StatusComponents, node: JSONPathNode, visits: Visit
     """Return what `name` selects in the component, or else its key or index in the page."""
     names = find_values(options.name, node.value, visits).values() if options.name else []
     name = names[0] if names else node.location[-1] if node.location else "page"
-    return replace_unencodable(str(name)[:EXAMINED])
+    return replace_unencodable(str(name))
 
 
 def _read_values(options: StatusComponents, component: Any, visits: Visits, details: ProbeDetails) -> dict[str, Scalar]:

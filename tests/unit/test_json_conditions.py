@@ -139,6 +139,31 @@ def test_paths_that_look_at_few_values(path: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("path", "is_found"),
+    [
+        ("$.log[?search(@.msg, 'error.*timeout')]", True), ("$.log[?search(@.msg, 'timeout.*error')]", False),
+        ("$.log[?match(@.msg, 'error .* timeout')]", True), ("$.log[?match(@.msg, 'error')]", False),
+        ("$.log[?search(@.line, 'a.b')]", False), ("$.log[?search(@.line, 'a[.\\r]b')]", True),
+        ("$.log[?search(@.msg, @.pattern)]", False), ("$.log[?search(@.msg, 7)]", False),
+    ],
+)  # fmt: skip
+def test_patterns_in_paths(path: str, is_found: bool) -> None:
+    page = {"log": [{"msg": "error " * 50_000 + "timeout", "line": "a\rb", "pattern": "("}]}
+    started = time.process_time()
+    expected = ADAPTER.validate_python({path: {"absent": not is_found}})[path]
+    assert find_json_problem(path, expected, page, Visits(), ProbeDetails()) == ""
+    assert time.process_time() - started < 5
+
+
+def test_what_is_compared_is_formatted_once() -> None:
+    page = {"items": [1] * 9000, "current": "x" * 900_000}
+    expected = ADAPTER.validate_python({"$.items[*]": {"not": {"equal_to": "$.current"}}})["$.items[*]"]
+    started = time.process_time()
+    assert find_json_problem("$.items[*]", expected, page, Visits(), ProbeDetails()) == ""
+    assert time.process_time() - started < 5
+
+
 def test_all_paths_of_a_response_look_at_a_limited_number_of_values() -> None:
     page = {"items": [{"y": 1}] * 30_000, "up": True}
     one = {"$.items[*].x": {"absent": True}}

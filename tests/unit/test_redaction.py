@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from jinja2.utils import htmlsafe_json_dumps
 from yarl import URL
 
+from exporter.probes.expectations import check_lacks, quote_excerpt
+from exporter.results import ProbeDetails, ProbeFailure
 from runtime.redaction import Redactor, mask_credentials
 from runtime.secret_forms import list_forms
 
@@ -282,3 +284,41 @@ def test_common_forms_of_what_a_server_chooses(writer: str, secret: str) -> None
     redact.add_from_server([secret])
     assert secret not in redact(f"x {WRITERS[writer](secret)} y")
     assert redact(f"x {WRITERS[writer](secret)} y") == "x *** y"
+
+
+@given(
+    st.lists(st.text("ab", min_size=6, max_size=20), min_size=1, max_size=4),
+    st.text("abcd", max_size=10),
+    st.integers(1, 400),
+    st.integers(0, 60),
+)
+def test_a_part_of_a_text_shows_no_part_of_a_secret_however_often_it_is_there(
+    secrets: list[str], between: str, times: int, limit: int
+) -> None:
+    """A mask is shorter than what it stands for: what is cut behind it must not move into what is shown."""
+    redact = Redactor(secrets[:1]).with_secret(secrets[-1])
+    text = "c" + (secrets[0] + between + secrets[-1]) * times
+    whole = redact(text)
+    head, tail = redact.redact_head(text, limit), redact.redact_tail(text, limit)
+    assert whole.startswith(head.rstrip("*"))
+    assert whole.endswith(tail.lstrip("*"))
+    cut = redact.redact_head(text[:-3], limit, is_cut=True)
+    assert whole.startswith(cut.rstrip("*"))
+
+
+@pytest.mark.parametrize("times", [1, 2, 3, 10, 1000])
+@pytest.mark.parametrize("length", [6, 40, 119, 120, 121, 2000])
+def test_excerpts_show_no_part_of_a_secret(length: int, times: int) -> None:
+    secret = "".join(chr(ord("a") + number % 26) for number in range(length))[::-1]
+    details = ProbeDetails(redact=Redactor([secret]))
+    for before in range(130):
+        text = ("-" * before + secret * times).encode()
+        excerpt = quote_excerpt(text, details)
+        assert set(excerpt) <= set("-*'…"), excerpt
+        with pytest.raises(ProbeFailure) as caught:
+            check_lacks(["[a-z]+"], text, "it", details)
+        assert "but contains '***" in caught.value.message, caught.value.message
+
+
+def test_what_probes_send_in_urls_is_masked() -> None:
+    assert Redactor(['p4ss W0rd+/x"&z~\u00e91'])('/a?key=p4ss%20W0rd+/x"&z~%C3%A91') == "/a?key=***"
