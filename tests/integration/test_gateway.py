@@ -493,7 +493,7 @@ async def test_a_long_list_of_models_does_not_delay_others(gateway: Gateway, api
         began = time.monotonic()
         assert await gateway.is_healthy()
         delays.append(time.monotonic() - began)
-    assert sorted(delays)[len(delays) // 2] < 0.1
+    assert sorted(delays)[len(delays) // 2] < 0.4  # less than one list takes that is built anew
     assert len({each.result().content for each in readings}) == 1
     assert len(api.received) == 1
     gateway.configure({"api": gateway.upstream(aliases={"slow": "m0"})})
