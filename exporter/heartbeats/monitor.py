@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 
 from exporter.heartbeats.agent import AgentStatus, parse_report
-from exporter.heartbeats.bodies import END_LIMIT, SentBody
+from exporter.heartbeats.bodies import END_LIMIT, HEAD_LIMIT, SentBody
 from exporter.heartbeats.creation import LimitReachedError, check_slug, find_remaining, make_services
 from exporter.heartbeats.rate_limit import admit
 from exporter.heartbeats.registry import HeartbeatRegistry, HeartbeatUrls
@@ -267,7 +267,8 @@ class HeartbeatMonitor:
         heartbeat.used, heartbeat.used_at = admit(heartbeat.used, heartbeat.used_at, now, RATE_LIMIT), now
         if database is None:
             raise KeyError(name)  # a reload has removed all heartbeats
-        redacted = self._redact.redact_head(body.head.decode("utf-8", "replace"), BODY_LIMIT, is_cut=body.is_cut)
+        head = body.head.decode("utf-8", "replace")
+        redacted = self._redact.redact_head(head, BODY_LIMIT, is_cut=len(body.head) >= HEAD_LIMIT)
         fault = ""
         if kind == "success":
             fault = mask_credentials(self._find_fault(heartbeat, body.head[:BODY_LIMIT]))
