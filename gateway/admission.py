@@ -114,7 +114,7 @@ class Turn:
         self._admission.refuse(self, "timeout")
 
     def call(self, on_decision: Callable[[], None]) -> None:
-        """Call a function when the request is admitted or refused; at once if it is already."""
+        """Call a function when the request is admitted or refused; immediately if it already is."""
         self._on_decision = on_decision
         if self.is_decided:
             on_decision()
@@ -217,7 +217,7 @@ class Admission:
         return turn.take()
 
     def apply(self, applicant: Applicant) -> Turn:
-        """Return the turn of a request, which may have it at once. Raises RefusedError."""
+        """Return the turn of a request, which may be decided already. Raises RefusedError."""
         now = self.clock.now()
         deadline = now + self.queue.waits[applicant.rank]
         turn = Turn(self, applicant, now, now if applicant.has_fallback else deadline)

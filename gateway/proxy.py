@@ -67,10 +67,14 @@ class Proxy:
         self._begin()
         try:
             client = await self._identify(request)
-            self._check(request, client)
-            if _is_for_models(request):
+            self._check(request)
+            path = _find_path(request)
+            self._clients.check_budget(client)
+            if (
+                path == _MODELS and request.method == "GET" and UPSTREAM not in request.headers
+            ):  # those of all upstreams
                 return web.Response(body=await self._models.read(), content_type="application/json", charset="utf-8")
-            handling = await self._create_handling(request, client)
+            handling = await self._create_handling(request, client, path)
         except GatewayError as error:
             return self._refuse(client, error)
         finally:
@@ -119,18 +123,16 @@ class Proxy:
         if self._clients.are_named:
             set_identity(request, Identity(client.name, Role.CLIENT, "token", self._access.find_address(request)))
 
-    def _check(self, request: web.Request, client: Client) -> None:
-        """Raise GatewayError for what is not passed on, whatever the body says."""
+    def _check(self, request: web.Request) -> None:
+        """Raise GatewayError for what is not passed on, whatever it is for."""
         if self._is_draining:
             raise GatewayError(503, "shutting_down", "the gateway is being stopped", retry_after=5.0)
         if request.method == "TRACE":  # the answer would have the key
             raise GatewayError(405, "method_not_allowed", "TRACE is not passed on")
-        _find_path(request)
-        self._clients.check_budget(client)
 
-    async def _create_handling(self, request: web.Request, client: Client) -> Handling:
+    async def _create_handling(self, request: web.Request, client: Client, path: str) -> Handling:
         """Read a request, and count it. Raises GatewayError."""
-        path, priority = _find_path(request), find_priority(request.headers.get(PRIORITY), client)
+        priority = find_priority(request.headers.get(PRIORITY), client)
         body = await self._bodies.read(request, client.name)
         try:
             routes = self._find_routes(request, body, path)
@@ -178,11 +180,6 @@ def _find_token(request: web.Request) -> str:
     if scheme.lower() == "bearer":
         return credential.strip()
     return request.headers.get("api-key") or request.headers.get("x-api-key") or ""
-
-
-def _is_for_models(request: web.Request) -> bool:
-    """Whether a request is for the models of all upstreams."""
-    return request.method == "GET" and _find_path(request) == _MODELS and UPSTREAM not in request.headers
 
 
 def _find_path(request: web.Request) -> str:

@@ -299,14 +299,9 @@ class Connection(web.RequestHandler):
 
     def drop(self, reason: str) -> None:
         """Close the connection; what has not been sent is lost."""
-        self._is_dropped = True
         self._connections.remove(self)
         self._connections.report_drop(self, reason)
-        if self._transport is not None:
-            self._transport.abort()
-        elif self._socket is not None:
-            with contextlib.suppress(OSError):  # the client has gone
-                self._socket.shutdown(socket.SHUT_RDWR)  # ends the TLS handshake
+        self.abort()
 
     def importance(self, now: float) -> _Importance:
         request = self._request
@@ -364,10 +359,13 @@ class Connection(web.RequestHandler):
         self._has_resumed = True
 
     def abort(self) -> None:
-        """Close the connection at once."""
+        """Close the connection without sending what waits to be sent."""
         self._is_dropped = True
         if self._transport is not None:
             self._transport.abort()
+        elif self._socket is not None:
+            with contextlib.suppress(OSError):  # the client has gone
+                self._socket.shutdown(socket.SHUT_RDWR)  # ends the TLS handshake
 
     def drop_if_slow(self, now: float) -> bool:
         """Drop the connection if its client is too slow, and return whether it was."""

@@ -8,7 +8,7 @@ lost.
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Protocol
 
 from aiohttp import web
 
@@ -23,7 +23,7 @@ class Work(Protocol):
     """A request that is suspended."""
 
     def wait(self, resume: Callable[[], None]) -> None:
-        """Call `resume` once when the request goes on, also at once."""
+        """Call `resume` once when the request goes on, which may be immediately."""
 
     def close(self) -> None:
         """End the request, whose client has gone. `resume` is not called any more."""
@@ -40,14 +40,10 @@ class SuspendedError(asyncio.CancelledError):
 RESUMED: web.RequestKey[Work] = web.RequestKey("resumed", object)  # type: ignore[arg-type]  # no class
 
 
-class _Suspendable(Protocol):
-    def may_suspend(self) -> bool: ...
-
-
 def may_suspend(request: web.BaseRequest) -> bool:
     """Whether a request can be suspended: its body was read, and its connection is one of `runtime.connections`."""
-    check = getattr(request.protocol, "may_suspend", None)
-    return check is not None and cast("_Suspendable", request.protocol).may_suspend()
+    check: Callable[[], bool] | None = getattr(request.protocol, "may_suspend", None)
+    return check is not None and check()
 
 
 def format_head(request: web.BaseRequest) -> bytes:

@@ -789,10 +789,10 @@ async def test_a_stop_waits_for_streams(gateway: Gateway, api: ModelApi) -> None
     await eventually(has_stopped, 20)
 
 
-@pytest.mark.parametrize("change", ["name", "key"])
-async def test_requests_that_wait_keep_their_upstream_at_a_reload(gateway: Gateway, api: ModelApi, change: str) -> None:
-    gateway.configure({"api": gateway.upstream(concurrency=1)})
-    await gateway.start()
+async def suspend_all_but_one(
+    gateway: Gateway, api: ModelApi, count: int
+) -> tuple[asyncio.Event, list[asyncio.Task[httpx.Response]]]:
+    """Send requests to an upstream that takes one at a time, and answers once the event is set."""
     go_on = asyncio.Event()
 
     async def respond(_request: Received, writer: asyncio.StreamWriter) -> None:
@@ -800,13 +800,21 @@ async def test_requests_that_wait_keep_their_upstream_at_a_reload(gateway: Gatew
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
 
     api.respond = respond
-    requests = [asyncio.create_task(gateway.chat()) for _ in range(2)]
+    requests = [asyncio.create_task(gateway.chat()) for _ in range(count)]
 
-    async def waits() -> bool:
-        return int((await gateway.status())["queue"]["normal"]) == 1
+    async def wait() -> bool:
+        return int((await gateway.status())["queue"]["normal"]) == count - 1
 
-    await eventually(waits, 20)
-    await asyncio.sleep(2 * SHORT_WAIT)  # it is suspended by then
+    await eventually(wait, 20)
+    await asyncio.sleep(2 * SHORT_WAIT)  # they are suspended by then
+    return go_on, requests
+
+
+@pytest.mark.parametrize("change", ["name", "key"])
+async def test_requests_that_wait_keep_their_upstream_at_a_reload(gateway: Gateway, api: ModelApi, change: str) -> None:
+    gateway.configure({"api": gateway.upstream(concurrency=1)})
+    await gateway.start()
+    go_on, requests = await suspend_all_but_one(gateway, api, 2)
     if change == "name":
         gateway.configure({"other": gateway.upstream(concurrency=1)}, default="other")
     else:
@@ -822,20 +830,7 @@ async def test_requests_that_wait_keep_their_upstream_at_a_reload(gateway: Gatew
 async def test_a_stop_waits_for_requests_that_wait(gateway: Gateway, api: ModelApi) -> None:
     gateway.configure({"api": gateway.upstream(concurrency=1)})
     await gateway.start()
-    stopping = asyncio.Event()
-
-    async def respond(_request: Received, writer: asyncio.StreamWriter) -> None:
-        await stopping.wait()
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
-
-    api.respond = respond
-    requests = [asyncio.create_task(gateway.chat()) for _ in range(3)]
-
-    async def waits() -> bool:
-        return int((await gateway.status())["queue"]["normal"]) == len(requests) - 1
-
-    await eventually(waits, 20)
-    await asyncio.sleep(2 * SHORT_WAIT)  # they are suspended by then
+    stopping, requests = await suspend_all_but_one(gateway, api, 3)
     os.kill(gateway.pid, signal.SIGTERM)
 
     async def is_stopping() -> bool:

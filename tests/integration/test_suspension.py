@@ -52,7 +52,7 @@ class Server:
         self.tls = tls
         self.works: list[Waiting] = []
         self.metrics = ProgramMetrics()
-        self.at_once = False  # whether requests go on at once
+        self.at_once = False  # whether requests go on immediately
         self.drops = False  # whether their connections are dropped just before
 
     @asynccontextmanager

@@ -125,7 +125,7 @@ class Http2Parser:
         if isinstance(event, ResponseReceived):
             for name, value in event.headers or ():
                 self._tell_header(_encode(name), _encode(value))
-            if self._status < 200:  # noqa: PLR2004 - h2 tells of interim responses in another way
+            if self._status < 200:  # noqa: PLR2004 - h2 has another event for interim responses
                 raise Http2Error(f"the status of the response is {self._status}")
             self._events.on_headers_complete()
         elif isinstance(event, DataReceived):
