@@ -102,7 +102,7 @@ def _find_changes(form: Mapping[str, str]) -> dict[str, object]:
     """Return the fields whose values are others than those that the form was filled with."""
     return {
         name: _parse_field(name, form[name])
-        for name in ("queue_size", "when_full", "rate", "tokens", "concurrency")
+        for name in ("queue_size", "when_full", "rate", "tokens", "burst", "concurrency")
         if name in form and form[name].strip() != form.get(f"was_{name}")
     }
 
@@ -110,9 +110,9 @@ def _find_changes(form: Mapping[str, str]) -> dict[str, object]:
 def _parse_field(name: str, value: str) -> object:
     """Return the value of a field as JSON has it; an empty one is no limit."""
     text = value.strip()
-    if not text and name in ("tokens", "concurrency"):
+    if not text and name in ("tokens", "burst", "concurrency"):
         return None
-    return int(text) if text.isascii() and text.isdigit() and name in ("queue_size", "concurrency") else text
+    return int(text) if text.isascii() and text.isdigit() and name in ("queue_size", "burst", "concurrency") else text
 
 
 def _describe(reading: GatewayReading | None, now: float) -> dict[str, Any]:

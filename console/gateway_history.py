@@ -14,7 +14,7 @@ LINES_SHOWN = 5  # of a chart: there are as many colours
 UPSTREAMS_SHOWN = 4
 # Outcomes of `gateway_requests_total`.
 _SENT = "ok|limited|no_credit|client_error|upstream_error|broken"
-_REFUSED = "queue_full|dropped|timeout|paused|unavailable"
+_REFUSED = "queue_full|dropped|timeout|paused|unavailable|shutting_down"
 _THROUGHPUT: Mapping[str, str] = {
     "requests": ".*", "answered": "ok|client_error", "limited": "limited|no_credit", "errors": "upstream_error|broken",
     "refused": _REFUSED,

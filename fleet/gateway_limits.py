@@ -7,10 +7,11 @@ from runtime.request_bodies import RequestBody
 
 
 class UpstreamLimits(RequestBody):
-    """What is left out stays as it is; `tokens` and `concurrency` that are null become unlimited."""
+    """What is left out stays as it is; what is null, except `rate`, becomes unlimited."""
 
     rate: Rate = 1.0
     tokens: Rate | None = None
+    burst: int | None = Field(None, ge=1, le=1_000_000)
     concurrency: int | None = Field(None, ge=1, le=1_000_000)
 
 

@@ -17,8 +17,9 @@ from gateway.window import Window
 
 MAX_RETRY_AFTER = 120.0  # seconds after which a refused request may return; openai-python honours no longer ones
 # Why a request was refused: no place in the queue, its place given to a higher priority, too long a wait, a pause that
-# the upstream asks for, or an upstream that fails.
-Reason = Literal["queue_full", "dropped", "timeout", "paused", "unavailable"]
+# the upstream asks for, an upstream that fails, or a gateway that is being stopped.
+Reason = Literal["queue_full", "dropped", "timeout", "paused", "unavailable", "shutting_down"]
+RETRY_AFTER_STOP = 5.0  # seconds
 
 
 class Timer(Protocol):
@@ -172,12 +173,14 @@ class Admission:
         self.requests, self.tokens, self.traffic = Window(), Window(), Traffic()
         self.in_flight = 0
         self.paused_until = float("-inf")
+        self._is_stopped = False
         self._line: WaitingLine[Turn] = WaitingLine(len(queue.waits), queue.ageing)
         self._timer: Timer | None = None
         self._shared = create_shared(self.wake) if create_shared is not None else None
         for record in ledger.take_earlier():
             self.requests.add_sent(1, record.at)
             self.tokens.add_sent(record.tokens, record.at)
+            self.traffic.note_sent(record.client, record.at)
 
     @property
     def smallest_queue(self) -> int:
@@ -235,6 +238,8 @@ class Admission:
 
     def _check_pause(self, now: float, patience: float) -> None:
         """Refuse a request that would wait in vain."""
+        if self._is_stopped:
+            raise RefusedError("shutting_down", RETRY_AFTER_STOP)
         if self.paused_until > patience:
             raise RefusedError("paused", self.paused_until - now)
         trial_at = self.breaker.next_time(now)
@@ -313,7 +318,7 @@ class Admission:
         self.in_flight += 1
         self.traffic.begin(applicant.client)
         numbers = self.requests.reserve(1), self.tokens.reserve(applicant.tokens)
-        record = self._ledger.begin(applicant.tokens)
+        record = self._ledger.begin(applicant.tokens, applicant.client)
         credit = self._shared.take(applicant.tokens) if self._shared is not None else None
         trial = self.breaker.begin()
         return Permit(self, applicant.client, numbers, record, credit, waited, trial=trial, passthrough=passthrough)
@@ -323,6 +328,12 @@ class Admission:
         now = self.clock.now()
         self.paused_until = max(self.paused_until, now + seconds)
         self._refuse_late("paused", self.paused_until, now)
+
+    def stop(self) -> None:
+        """Admit no more requests, and refuse those that wait."""
+        self._is_stopped = True
+        for waiter in list(self._line):
+            self.refuse(waiter.item, "shutting_down", RETRY_AFTER_STOP)
 
     def _refuse_late(self, reason: Reason, until: float, now: float) -> None:
         for waiter in [each for each in self._line if each.item.patience < until]:

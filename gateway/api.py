@@ -132,6 +132,8 @@ def _change_limits(upstream: Upstream, limits: GatewayLimits, own: UpstreamLimit
     changed = admission.limits
     if "tokens" in own.model_fields_set:
         changed = replace(changed, tokens=own.tokens)
+    if "burst" in own.model_fields_set:
+        changed = replace(changed, burst=own.burst)
     if "concurrency" in own.model_fields_set:
         changed = replace(changed, concurrency=own.concurrency)
     queue = admission.queue
@@ -157,6 +159,7 @@ def _describe_upstream(upstream: Upstream) -> dict[str, Any]:
         "requests_available": round(state.available),
         "tokens_per_minute": admission.limits.tokens,
         "tokens_in_window": round(admission.tokens.used(now)),
+        "burst": admission.limits.burst,
         "concurrency": admission.limits.concurrency,
         "in_flight": state.in_flight,
         "queue": dict(zip(PRIORITIES, state.depths, strict=True)),

@@ -12,6 +12,7 @@ _REFUSALS: dict[Reason, tuple[int, str]] = {
     "timeout": (429, "the request has waited as long as its priority may"),
     "paused": (429, "the upstream asks for a pause that is longer than the request may wait"),
     "unavailable": (503, "the upstream has failed repeatedly, and gets no requests for a while"),
+    "shutting_down": (503, "the gateway is being stopped"),
 }
 TOO_MANY_REQUESTS = 429
 

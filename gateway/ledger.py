@@ -1,7 +1,7 @@
 """What was sent in the last minute, in a file that a killed process leaves complete.
 
 The file is mapped into memory: what is written there survives the process, without a system call for each request.
-After a header, it has slots of fixed size, one for each request: the upstream, when it was sent, its tokens.
+After a header, it has slots of fixed size, one for each request: the upstream, when it was sent, tokens, client.
 """
 
 import fcntl
@@ -22,11 +22,11 @@ from gateway.window import MARGIN, SPAN
 from runtime.clock import boot_id
 from runtime.errors import StartError
 
-MAGIC = b"defib-sent-1"
+MAGIC = b"defib-sent-2"
 FIRST_SLOTS = 1024
 KEPT = SPAN + MARGIN  # seconds
 _HEADER = struct.Struct("<16s40sd")  # magic, ID of the boot, Unix time minus monotonic time
-_SLOT = struct.Struct("<16sdd")  # upstream, when it was sent (0: free, infinity: not known yet), tokens
+_SLOT = struct.Struct("<16sdd64s")  # upstream, when it was sent (0: free, infinity: not known yet), tokens, client
 log = structlog.get_logger()
 
 
@@ -36,6 +36,7 @@ class SentRequest:
 
     at: float
     tokens: float
+    client: str
 
 
 def key_of(url: str, api_key: str) -> bytes:
@@ -70,22 +71,21 @@ class SentFile:
         shift = 0.0 if boot.rstrip(b"\0") == own_boot else offset - (time.time() - now)
         _HEADER.pack_into(self._map, 0, MAGIC, own_boot, time.time() - now)
         for slot in range(self._count_slots()):
-            key, at, tokens = _SLOT.unpack_from(self._map, _offset(slot))
+            key, at, tokens, client = _SLOT.unpack_from(self._map, _offset(slot))
             at = min(at + shift, now) if is_ours and at > 0 else 0.0
             if at + KEPT > now and at > 0:
-                self._earlier.setdefault(key, []).append(SentRequest(at, tokens))
-                self._used.append((at, slot))
-                self._write(slot, key, at, tokens)
+                name = client.rstrip(b"\0").decode("ascii", "replace")
+                self._earlier.setdefault(key, []).append(SentRequest(at, tokens, name))
+                self.mark_sent(slot, key, at, tokens, client)
             else:
-                self._free.append(slot)
-                self._write(slot, b"", 0.0, 0.0)
+                self.cancel(slot)
         self._used = deque(sorted(self._used))
 
     def take_earlier(self, key: bytes) -> Sequence[SentRequest]:
         """Return what earlier processes have sent to an upstream in the last minute, by time; only once."""
         return sorted(self._earlier.pop(key, []), key=lambda request: request.at)
 
-    def begin(self, key: bytes, tokens: float) -> int | None:
+    def begin(self, key: bytes, tokens: float, client: bytes) -> int | None:
         """Note a request that is about to be sent, and return its slot, None if the disk is full."""
         now = self._now()
         while self._used and self._used[0][0] + KEPT < now:
@@ -95,7 +95,7 @@ class SentFile:
         if not self._free:
             return None
         slot = self._free.pop()
-        self._write(slot, key, math.inf, tokens)
+        self._write(slot, key, math.inf, tokens, client)
         return slot
 
     def _grow(self) -> None:
@@ -113,17 +113,17 @@ class SentFile:
         self._map.resize(size)
         self._free.extend(range(slots, 2 * slots))
 
-    def mark_sent(self, slot: int, key: bytes, at: float, tokens: float) -> None:
-        self._write(slot, key, at, tokens)
+    def mark_sent(self, slot: int, key: bytes, at: float, tokens: float, client: bytes) -> None:
+        self._write(slot, key, at, tokens, client)
         self._used.append((at, slot))
 
     def cancel(self, slot: int) -> None:
         """Remove a request that was not sent."""
-        self._write(slot, b"", 0.0, 0.0)
+        _SLOT.pack_into(self._map, _offset(slot), b"", 0.0, 0.0, b"")
         self._free.append(slot)
 
-    def _write(self, slot: int, key: bytes, at: float, tokens: float) -> None:
-        _SLOT.pack_into(self._map, _offset(slot), key, at, tokens)
+    def _write(self, slot: int, key: bytes, at: float, tokens: float, client: bytes) -> None:
+        _SLOT.pack_into(self._map, _offset(slot), key, at, tokens, client)
 
     def _count_slots(self) -> int:
         return (len(self._map) - _HEADER.size) // _SLOT.size
@@ -180,10 +180,11 @@ class Ledger:
     def take_earlier(self) -> Sequence[SentRequest]:
         return self._file.take_earlier(self._key) if self._file is not None else ()
 
-    def begin(self, tokens: float) -> "Record":
-        """Note a request that is about to be sent."""
-        slot = self._file.begin(self._key, tokens) if self._file is not None else None
-        return Record(self._file, slot, self._key, tokens)
+    def begin(self, tokens: float, client: str) -> "Record":
+        """Note a request of a client that is about to be sent."""
+        name = client.encode()
+        slot = self._file.begin(self._key, tokens, name) if self._file is not None else None
+        return Record(self._file, slot, self._key, tokens, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,10 +195,11 @@ class Record:
     _slot: int | None
     _key: bytes
     _tokens: float
+    _client: bytes
 
     def mark_sent(self, at: float) -> None:
         if self._file is not None and self._slot is not None:
-            self._file.mark_sent(self._slot, self._key, at, self._tokens)
+            self._file.mark_sent(self._slot, self._key, at, self._tokens, self._client)
 
     def cancel(self) -> None:
         if self._file is not None and self._slot is not None:

@@ -17,7 +17,7 @@ from runtime.metrics import ProgramMetrics
 # failed before or while the response was passed on; left by the client; refused by the gateway, for several reasons.
 Outcome = Literal[
     "ok", "limited", "no_credit", "client_error", "upstream_error", "broken", "cancelled",
-    "queue_full", "dropped", "timeout", "paused", "unavailable",
+    "queue_full", "dropped", "timeout", "paused", "unavailable", "shutting_down",
 ]  # fmt: skip
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 # What people count: an outcome that is not here was a refusal of the gateway.

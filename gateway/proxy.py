@@ -7,6 +7,7 @@ from urllib.parse import unquote
 
 from aiohttp import web
 
+from gateway.admission import RETRY_AFTER_STOP
 from gateway.bodies import Body, BodyMemory
 from gateway.clients import ANONYMOUS, Client, Clients, find_priority
 from gateway.errors import GatewayError
@@ -20,10 +21,12 @@ from runtime.access.browser import check_fetch_metadata
 from runtime.access.control import AccessControl, set_identity
 from runtime.access.roles import Identity, Role
 from runtime.errors import ApiError
+from runtime.lifecycle import DRAIN_TIMEOUT
 from runtime.suspension import RESUMED
 
 # A path that is passed on. The gateway's own paths are not, with all below them; browsers request the icon unasked.
 PATH = r"/{path:(?!/*(?:-|api/v1|favicon\.ico|health|metrics|status)(?:/|\Z))[\s\S]+}"
+WAITING_TIMEOUT = DRAIN_TIMEOUT - 5.0  # seconds; in the others, all who wait get their answers
 _MODELS, _MODEL = f"{PREFIX}/models", re.compile(rf"{PREFIX}/models/(.+)")
 _NO_CLIENT = "not the token of a client: send it as the API key (Authorization: Bearer TOKEN)"
 # A part . or .. of a decoded path: some upstreams remove what follows it in the part, or the blanks and control
@@ -52,9 +55,14 @@ class Proxy:
         self._is_idle.set()
 
     async def drain(self) -> None:
-        """Take no more requests, and wait for those in progress."""
+        """Take no more requests, and wait for those in progress; those that wait for too long are refused."""
         self._is_draining = True
-        await self._is_idle.wait()
+        try:
+            async with asyncio.timeout(WAITING_TIMEOUT):
+                await self._is_idle.wait()
+        except TimeoutError:
+            self._upstreams.stop()
+            await self._is_idle.wait()
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """Answer a request with an upstream's response, or with an error in OpenAI's format."""
@@ -126,7 +134,7 @@ class Proxy:
     def _check(self, request: web.Request) -> None:
         """Raise GatewayError for what is not passed on, whatever it is for."""
         if self._is_draining:
-            raise GatewayError(503, "shutting_down", "the gateway is being stopped", retry_after=5.0)
+            raise GatewayError.of("shutting_down", RETRY_AFTER_STOP)
         if request.method == "TRACE":  # the answer would have the key
             raise GatewayError(405, "method_not_allowed", "TRACE is not passed on")
 

@@ -172,6 +172,11 @@ class Upstreams:
             each.key.hex(): each.admission.retreat.rate for each in self if each.admission.retreat.state != "steady"
         }
 
+    def stop(self) -> None:
+        """Refuse the requests that wait, also those for upstreams that were removed."""
+        for admission, _ in self._learned.values():
+            admission.stop()
+
     async def close(self) -> None:
         for pool in self._pools.values():
             pool.close()

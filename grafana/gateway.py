@@ -36,7 +36,7 @@ def build() -> Dashboard:
 
 
 def _current(board: Dashboard) -> Dashboard:
-    refused = 'outcome=~"timeout|queue_full|dropped|paused|unavailable"'
+    refused = 'outcome=~"timeout|queue_full|dropped|paused|unavailable|shutting_down"'
     for title, unit, expression, steps in (
         ("Requests per minute", "none", f"sum(rate(gateway_requests_total{{{SELECTED}}}[5m])) * 60", [(None, GREEN)]),
         ("Effective rate", "percentunit", f"sum({RATE}) / sum({BASE})", [(None, RED), (0.5, ORANGE), (1, GREEN)]),

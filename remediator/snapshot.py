@@ -228,7 +228,7 @@ class SnapshotSource:
             async with _deadline():
                 changes = await asyncio.shield(reading)
         except ClientError as error:
-            return self._problem("exporter", str(error))
+            return self._problem("exporter", str(error)) if _needs_exporter(self._database.inventory) else None
         finally:
             # A list of thousands of services may take longer than the deadline: the next round goes on waiting for it.
             if reading.done():
@@ -356,6 +356,11 @@ async def _deadline() -> AsyncIterator[None]:
             yield
     except TimeoutError as error:
         raise ClientError("no answer in time") from error
+
+
+def _needs_exporter(inventory: Inventory) -> bool:
+    """Whether the exporter has anything to do: with the gateway alone, it need not run."""
+    return bool(inventory.services or inventory.hosts or inventory.exporter.heartbeats.create)
 
 
 def _find_dependents(inventory: Inventory) -> Mapping[str, set[str]]:

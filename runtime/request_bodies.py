@@ -7,11 +7,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from runtime.errors import ApiError
 from runtime.payloads import load_json
+from runtime.validation_messages import MESSAGES, describe_first
 
 MAX_REQUEST = 64 * 1024  # bytes of a body that is parsed
 _MESSAGES = {
-    "model_type": "must be an object",
-    "model_attributes_type": "must be an object",
+    **MESSAGES,
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "must be an object"),
     "extra_forbidden": "unknown key",
 }
 
@@ -53,7 +54,4 @@ def validate_body(values: Any, model: type[B]) -> B:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        field = ".".join(map(str, first["loc"]))
-        message = _MESSAGES.get(first["type"], first["msg"].removeprefix("Value error, "))
-        raise ApiError(400, "bad_request", f"{field or 'the body'}: {message}") from error
+        raise ApiError(400, "bad_request", describe_first(error, "the body", _MESSAGES)) from error

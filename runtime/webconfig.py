@@ -23,18 +23,13 @@ from runtime.access.control import WebUsers
 from runtime.access.roles import Role, UserRole
 from runtime.errors import StartError
 from runtime.tls import restrict_key_exchange
+from runtime.validation_messages import MESSAGES, describe
 from runtime.yaml_errors import explain_yaml_error
 from runtime.yaml_loading import INVALID_VALUES, load_unique
 
 CHECK_EVERY = 1.0  # seconds
 log = structlog.get_logger()
-_MESSAGES = {
-    "extra_forbidden": "unknown key",
-    "missing": "is missing",
-    "model_type": "must be a map",
-    "dict_type": "must be a map",
-    "string_type": "must be text, in quotes",
-}
+_MESSAGES = {**MESSAGES, "string_type": "must be text, in quotes"}
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # a token of RFC 9110, 5.6.2
 _HEADER_VALUE = re.compile(r"[!-~](?:[\t -~]*[!-~])?|")
 # Those that say how a response is to be read: with others of them, clients could read no response.
@@ -162,9 +157,9 @@ def _read_status(path: Path) -> os.stat_result:
 
 
 def _format_error(error: ErrorDetails) -> str:
-    message = _MESSAGES.get(error["type"], error["msg"].removeprefix("Value error, "))
+    message = describe(error, _MESSAGES)
     if error["type"] == "literal_error":
-        message = f"must be {error['ctx']['expected']}, not {error['input']!r}"
+        message += f", not {error['input']!r}"
     return ": ".join(filter(None, [".".join(map(str, error["loc"])), message]))
 
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fleet.inventory.agents import Agent
 from fleet.inventory.units import format_duration
+from runtime.validation_messages import describe
 
 TEXT_LIMIT = 200  # characters of a task, of a progress, of a source of tasks, and of what is waited for
 SOURCES_LIMIT = 20  # of tasks; those of the others are added up
@@ -79,9 +80,9 @@ def parse_report(body: bytes) -> AgentReport | None:
     try:
         return AgentReport.model_validate(json.loads(body))
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-        field = first["loc"][0] if first["loc"] else "the report"
-        raise ValueError(f"{field}: {first['msg']}") from None
+        first = error.errors(include_input=False, include_url=False)[0]
+        field = first["loc"][0] if first["loc"] else "the report"  # not which of its types was tried
+        raise ValueError(f"{field}: {describe(first)}") from None
     except (ValueError, RecursionError):
         raise ValueError("the report is not valid JSON") from None
 

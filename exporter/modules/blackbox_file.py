@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
 from runtime.errors import DefibError
+from runtime.validation_messages import describe_first
 from runtime.yaml_loading import DUPLICATE, INVALID_VALUES, load_unique
 
 FILE_LIMIT = 4 * 2**20  # bytes
@@ -180,7 +181,7 @@ def read_file(path: Path) -> dict[str, Module]:
     except OSError as error:
         raise DefibError(f"{path}: {error.strerror}") from error
     except ValidationError as error:
-        raise DefibError(f"{path}: {describe_first(error)}") from error
+        raise DefibError(f"{path}: {describe_first(error, 'the file')}") from error
     except (yaml.YAMLError, RecursionError, *INVALID_VALUES) as error:
         raise DefibError(f"{path}: {_describe_yaml(error)}") from None
 
@@ -191,10 +192,3 @@ def _describe_yaml(error: Exception) -> str:
     where = f" in line {mark.line + 1}" if mark is not None else ""
     what = DUPLICATE if problem.startswith(DUPLICATE) else f"not valid YAML ({problem})"
     return f"{what}{where}"
-
-
-def describe_first(error: ValidationError) -> str:
-    """Return the first problem, without the values: they may be secrets."""
-    first = error.errors(include_input=False, include_url=False)[0]
-    where = ".".join(map(str, first["loc"]))
-    return (f"{where}: " if where else "") + first["msg"].removeprefix("Value error, ")

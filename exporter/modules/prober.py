@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 
-from exporter.modules.blackbox_file import Module, describe_first, read_file
+from exporter.modules.blackbox_file import Module, read_file
 from exporter.modules.translation import find_host, translate
 from exporter.probes import PROBES
 from exporter.results import ProbeDetails, ProbeResult
@@ -22,6 +22,7 @@ from fleet.inventory.units import parse_positive_duration
 from runtime.errors import DefibError
 from runtime.logs import LimitedLog
 from runtime.redaction import Redactor
+from runtime.validation_messages import describe_first
 
 log = structlog.get_logger()
 limited_log = LimitedLog()
@@ -136,4 +137,4 @@ def create_options(module: Module, target: str, hostname: str) -> tuple[Any, lis
 
 
 def _first_problem(error: ValueError) -> str:
-    return describe_first(error) if isinstance(error, ValidationError) else str(error)
+    return describe_first(error, "the module") if isinstance(error, ValidationError) else str(error)

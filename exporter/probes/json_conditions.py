@@ -16,6 +16,7 @@ from exporter.probes.json_functions import create_environment
 from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import ConfigModel
 from fleet.inventory.units import Pattern
+from runtime.validation_messages import describe
 
 JSON_LIMIT = 1024 * 1024  # bytes; parsing blocks the event loop, and the result takes many times as much memory
 NODES_LIMIT = 10_000
@@ -148,7 +149,7 @@ def _parse_expected(value: Any) -> Any:
         except ValidationError as error:
             first = error.errors()[0]
             where = f"{first['loc'][0]}: " if first["loc"] else ""
-            reason = first["msg"].removeprefix("Value error, ")
+            reason = describe(first)
             raise ValueError(
                 f"must be a value, or a map of {', '.join(_CONDITIONS)} ({where}{reason[:1].lower()}{reason[1:]})"
             ) from None

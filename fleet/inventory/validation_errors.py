@@ -14,27 +14,9 @@ from fleet.inventory.kinds import KindOptions
 from fleet.inventory.problems import ConfigProblem, Location
 from fleet.inventory.units import format_value
 from fleet.inventory.yaml_files import TextWithBase
+from runtime.validation_messages import EMPTY, MESSAGES, describe
 
-_MESSAGES: Mapping[str, str] = {
-    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "must be a map"),
-    "list_type": "must be a list",
-    "string_type": "must be a string",
-    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number"),
-    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
-    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
-    "literal_error": "must be {expected}",
-    "greater_than": "must be greater than {gt}",
-    "greater_than_equal": "must be at least {ge}",
-    "less_than": "must be less than {lt}",
-    "less_than_equal": "must be at most {le}",
-    "finite_number": "must be a finite number",
-    "string_too_short": "must have at least {min_length} characters",
-    "string_too_long": "must have at most {max_length} characters",
-    "too_short": "must have at least {min_length} items",
-    "too_long": "must have at most {max_length} items",
-    "string_pattern_mismatch": "must match {pattern}",
-    "missing": "is missing",
-}
+_WITHOUT_VALUE = ("missing", "too_short", "too_long")
 
 
 def explain(document: Document, model: type[BaseModel], error: Mapping[str, Any]) -> ConfigProblem:
@@ -46,16 +28,10 @@ def explain(document: Document, model: type[BaseModel], error: Mapping[str, Any]
     if "[key]" in error["loc"] and "pattern" in error.get("ctx", {}):
         message = f"{format_value(location[-1])} is not a valid name; it must match {error['ctx']['pattern']}"
         return document.problem_at(location, message)
-    if kind not in _MESSAGES:
-        message = error["msg"].removeprefix("Value error, ")
+    message = describe(error)
+    if kind not in MESSAGES:
         return document.problem_at(location, message[:1].lower() + message[1:])
-    if kind.endswith("too_short") and error["ctx"]["min_length"] == 1:
-        return document.problem_at(location, "must not be empty")
-    context = {
-        name: f"{value:g}" if isinstance(value, float) else value for name, value in error.get("ctx", {}).items()
-    }
-    message = _MESSAGES[kind].format_map(context)
-    if kind in ("missing", "too_short", "too_long"):
+    if kind in _WITHOUT_VALUE or message == EMPTY:
         return document.problem_at(location, message)
     return document.problem_at(location, f"{message}{_show_value(model, location, error['input'])}")
 

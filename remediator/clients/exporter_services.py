@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, FiniteFloat, TypeAdapter, ValidationError
 
+from runtime.validation_messages import describe_first
+
 LATEST = 253_370_764_800.0  # the year 9999, in Unix time
 
 
@@ -75,6 +77,5 @@ def _check(adapter: TypeAdapter[Any], values: Sequence[Mapping[str, Any]], name:
     try:
         adapter.validate_python(values)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise ValueError(f"{name}.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise ValueError(f"{name}.{describe_first(error, '')}") from None
     return values

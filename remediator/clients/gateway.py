@@ -14,6 +14,7 @@ from remediator.clients.exporter_services import Time
 from remediator.clients.token_auth import CALLER, TokenAuth
 from runtime.access.roles import USER_HEADER
 from runtime.tokens import ConfiguredToken
+from runtime.validation_messages import describe_first
 
 CHANGE_TIMEOUT = 10.0  # seconds
 RESPONSE_LIMIT = 1024 * 1024  # bytes: thousands of clients
@@ -65,6 +66,7 @@ class UpstreamStatus(_Answer):
     requests_available: Count
     tokens_per_minute: Amount | None
     tokens_in_window: Count
+    burst: Count | None = None
     concurrency: Count | None
     in_flight: Count
     queue: Depths
@@ -135,6 +137,4 @@ def _parse(answer: Mapping[str, Any]) -> GatewayStatus:
         try:
             return GatewayStatus.model_validate(answer)
         except ValidationError as error:  # its own message would have what the server has sent
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(str(each)[:100] for each in first["loc"])
-            raise ValueError(f"{where}: {first['msg']}") from None
+            raise ValueError(describe_first(error, "the response")) from None

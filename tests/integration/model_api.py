@@ -18,6 +18,7 @@ from tests.support import NO_TLS, eventually
 
 ADMIN = {"Authorization": "Bearer a-token-for-admins"}
 KEY = "nvapi-a-key-for-the-upstream"
+EVENT_STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 NIM_429 = b'{"status":429,"title":"Too Many Requests"}'
 
 
@@ -54,6 +55,19 @@ def whole(body: bytes = b"{}", status: str = "200 OK", *headers: str) -> Respond
 def completion(model: str = "m", prompt: int = 7, completion: int = 5) -> bytes:
     usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
     return json.dumps({"object": "chat.completion", "model": model, "choices": [], "usage": usage}).encode()
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+async def endless(_request: Received, writer: asyncio.StreamWriter) -> None:
+    """Answer with events that never end."""
+    writer.write(EVENT_STREAM)
+    while True:
+        writer.write(chunk(b"data: {}\n\n"))
+        await writer.drain()
+        await asyncio.sleep(0.05)
 
 
 class ModelApi:

@@ -4,7 +4,6 @@ import asyncio
 import gzip
 import json
 import math
-import os
 import signal
 import time
 from email.utils import formatdate
@@ -12,26 +11,24 @@ from email.utils import formatdate
 import httpx
 import pytest
 
-from gateway.handling import SHORT_WAIT
-from tests.integration.model_api import ADMIN, KEY, NIM_429, Gateway, ModelApi, Received, Respond, completion, whole
+from tests.integration.model_api import (
+    ADMIN,
+    EVENT_STREAM,
+    KEY,
+    NIM_429,
+    Gateway,
+    ModelApi,
+    Received,
+    Respond,
+    chunk,
+    completion,
+    endless,
+    whole,
+)
 from tests.support import eventually
 
 EVENTS = [b'data: {"n": 1}\n\n', b": ping\r\n\r\n", b"data: \xe4\xbd\xa0\n\ndata: x\n\n", b"data: [DONE]\n\n"]
-SSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 JSON = "Content-Type: application/json"
-
-
-def chunk(data: bytes) -> bytes:
-    return b"%x\r\n%s\r\n" % (len(data), data)
-
-
-async def endless(_request: Received, writer: asyncio.StreamWriter) -> None:
-    """Answer with events that never end."""
-    writer.write(SSE)
-    while True:
-        writer.write(chunk(EVENTS[0]))
-        await writer.drain()
-        await asyncio.sleep(0.05)
 
 
 async def test_requests_and_responses_are_passed_on_as_they_are(gateway: Gateway, api: ModelApi) -> None:
@@ -88,7 +85,7 @@ async def test_events_arrive_one_by_one(gateway: Gateway, api: ModelApi) -> None
     arrived = asyncio.Event()
 
     async def respond(_request: Received, writer: asyncio.StreamWriter) -> None:
-        writer.write(SSE)
+        writer.write(EVENT_STREAM)
         for event in EVENTS:
             await asyncio.wait_for(arrived.wait(), 10)  # what was sent before has reached the client
             arrived.clear()
@@ -162,8 +159,8 @@ async def test_responses_without_a_body(gateway: Gateway, api: ModelApi, method:
     "sent",
     [
         b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort",
-        SSE + chunk(EVENTS[0]) + b'20\r\ndata: {"half',
-        SSE + chunk(EVENTS[0]),
+        EVENT_STREAM + chunk(EVENTS[0]) + b'20\r\ndata: {"half',
+        EVENT_STREAM + chunk(EVENTS[0]),
     ],
 )  # fmt: skip
 async def test_a_response_that_ends_too_early_does_not_look_complete(
@@ -672,178 +669,6 @@ async def test_the_connection_header_names_what_is_not_passed_on(gateway: Gatewa
     assert (request.body, request.header("Content-Length")) == (b"{}", ["2"])
 
 
-async def test_a_reload_breaks_no_stream_and_keeps_what_was_sent(gateway: Gateway, api: ModelApi) -> None:
-    gateway.configure({"api": gateway.upstream(rate="2/min")}, queue={"low_timeout": "300ms"})
-    await gateway.start()
-    api.respond = endless
-    async with gateway.client.stream("POST", "/v1/chat/completions", json={"model": "m"}) as response:
-        parts = response.aiter_raw()
-        await anext(parts)
-        gateway.configure(
-            {"renamed": gateway.upstream(rate="2/min")}, default="renamed", queue={"low_timeout": "300ms"}
-        )
-        assert (await gateway.client.post("/-/reload", headers=ADMIN)).json() == {"upstreams": 1}
-        for _ in range(5):
-            await anext(parts)
-        api.respond = whole(completion())
-        assert (await gateway.status("renamed"))["in_flight"] == 1
-        assert (await gateway.chat(X_Priority="low")).is_success
-        assert (await gateway.chat(X_Priority="low")).status_code == 429
-        gateway.configure({"renamed": {"url": "nothing"}})
-        os.kill(gateway.pid, signal.SIGHUP)
-
-        async def is_refused() -> bool:
-            return bool(gateway.find_logged("configuration_reload_refused"))
-
-        await eventually(is_refused, 20)
-        await anext(parts)
-    assert len(api.received) == 2
-
-
-async def test_an_upstream_that_a_reload_removes_and_brings_back_keeps_its_rate(
-    gateway: Gateway, api: ModelApi
-) -> None:
-    queue = {"low_timeout": "300ms"}
-    gateway.configure({"api": gateway.upstream(rate="2/min")}, queue=queue)
-    await gateway.start()
-    for _ in range(2):
-        assert (await gateway.chat(X_Priority="low")).is_success
-    for key in ("nvapi-a-wrong-key", KEY):
-        gateway.configure({"api": gateway.upstream(rate="2/min", api_key=key)}, queue=queue)
-        assert (await gateway.client.post("/-/reload", headers=ADMIN)).is_success
-    assert (await gateway.chat(X_Priority="low")).json()["error"]["code"] == "timeout"
-    assert len(api.received) == 2
-
-
-async def test_a_kill_under_load_does_not_forget_what_was_sent(gateway: Gateway, api: ModelApi) -> None:
-    api.rate = 20
-    gateway.configure({"api": gateway.upstream(rate="20/min")}, queue={"low_timeout": "300ms"})
-    await gateway.start()
-
-    async def request() -> int:
-        try:
-            return (await gateway.chat(X_Priority="low")).status_code
-        except httpx.HTTPError:
-            return 0
-
-    load = [asyncio.create_task(request()) for _ in range(12)]
-    await asyncio.gather(*load)
-    load = [asyncio.create_task(request()) for _ in range(5)]
-    while len(api.received) < 14:
-        await asyncio.sleep(0)
-    os.kill(gateway.pid, signal.SIGKILL)
-    await asyncio.gather(*load)
-    await gateway.start()
-    await asyncio.gather(*(request() for _ in range(30)))
-    assert len(api.received) <= 20
-    assert api.refused == 0
-
-
-async def test_a_learned_rate_survives_a_restart(gateway: Gateway, api: ModelApi) -> None:
-    gateway.configure()
-    await gateway.start()
-    api.respond = whole(NIM_429, "429 Too Many Requests")
-    await gateway.chat()
-    (cut,) = await gateway.logged("rate_cut")
-    assert (cut["upstream"], cut["rate_per_minute"], cut["state"]) == ("api", 750, "retreating")
-    assert (await gateway.metrics())['gateway_retreat_state{provider="api",state="retreating"}'] == 1
-    await gateway.launcher.kill(gateway.pid, signal.SIGTERM)
-    await gateway.start()
-    status = await gateway.status()
-    assert (status["rate_per_minute"], status["base_rate_per_minute"], status["retreat"]) == (750, 1000, "recovering")
-    (gateway.folder / "state").write_text("not JSON")
-    os.kill(gateway.pid, signal.SIGKILL)
-    await gateway.start()
-    assert (await gateway.status())["rate_per_minute"] == 1000
-    assert await gateway.logged("state_unreadable")
-
-
-async def test_a_stop_waits_for_streams(gateway: Gateway, api: ModelApi) -> None:
-    gateway.configure()
-    await gateway.start()
-    stopping = asyncio.Event()
-
-    async def respond(_request: Received, writer: asyncio.StreamWriter) -> None:
-        writer.write(SSE + chunk(EVENTS[0]))
-        await stopping.wait()
-        writer.write(chunk(EVENTS[-1]) + b"0\r\n\r\n")
-
-    api.respond = respond
-    got = b""
-    async with gateway.client.stream("POST", "/v1/chat/completions", json={"model": "m"}) as response:
-        async for part in response.aiter_raw():
-            got += part
-            if not stopping.is_set():
-                os.kill(gateway.pid, signal.SIGTERM)
-
-                async def is_stopping() -> bool:
-                    return bool(gateway.find_logged("server_stopping"))
-
-                await eventually(is_stopping, 20)
-                stopping.set()
-    assert got == EVENTS[0] + EVENTS[-1]
-
-    async def has_stopped() -> bool:
-        return bool(gateway.find_logged("server_stopped"))
-
-    await eventually(has_stopped, 20)
-
-
-async def suspend_all_but_one(
-    gateway: Gateway, api: ModelApi, count: int
-) -> tuple[asyncio.Event, list[asyncio.Task[httpx.Response]]]:
-    """Send requests to an upstream that takes one at a time, and answers once the event is set."""
-    go_on = asyncio.Event()
-
-    async def respond(_request: Received, writer: asyncio.StreamWriter) -> None:
-        await go_on.wait()
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
-
-    api.respond = respond
-    requests = [asyncio.create_task(gateway.chat()) for _ in range(count)]
-
-    async def wait() -> bool:
-        return int((await gateway.status())["queue"]["normal"]) == count - 1
-
-    await eventually(wait, 20)
-    await asyncio.sleep(2 * SHORT_WAIT)  # they are suspended by then
-    return go_on, requests
-
-
-@pytest.mark.parametrize("change", ["name", "key"])
-async def test_requests_that_wait_keep_their_upstream_at_a_reload(gateway: Gateway, api: ModelApi, change: str) -> None:
-    gateway.configure({"api": gateway.upstream(concurrency=1)})
-    await gateway.start()
-    go_on, requests = await suspend_all_but_one(gateway, api, 2)
-    if change == "name":
-        gateway.configure({"other": gateway.upstream(concurrency=1)}, default="other")
-    else:
-        gateway.configure({"api": gateway.upstream(concurrency=1, api_key="nvapi-another-key")})
-    assert (await gateway.client.post("/-/reload", headers=ADMIN)).is_success
-    go_on.set()
-    answers = await asyncio.wait_for(asyncio.gather(*requests), 60)
-    assert [each.status_code for each in answers] == [200, 200]
-    assert sorted(each.headers.get("Connection", "") for each in answers) == ["", "close"]  # of the suspended one
-    assert [each.header("Authorization") for each in api.received] == [[f"Bearer {KEY}"]] * 2
-
-
-async def test_a_stop_waits_for_requests_that_wait(gateway: Gateway, api: ModelApi) -> None:
-    gateway.configure({"api": gateway.upstream(concurrency=1)})
-    await gateway.start()
-    stopping, requests = await suspend_all_but_one(gateway, api, 3)
-    os.kill(gateway.pid, signal.SIGTERM)
-
-    async def is_stopping() -> bool:
-        return bool(gateway.find_logged("server_stopping"))
-
-    await eventually(is_stopping, 20)
-    stopping.set()
-    answers = await asyncio.gather(*requests)
-    assert [each.status_code for each in answers] == [200] * 3
-    assert sorted(each.headers.get("Connection", "") for each in answers) == ["", "close", "close"]
-    assert [each["outcome"] for each in await gateway.logged("request", 3)] == ["ok"] * 3
-
-
 async def test_limits_are_changed_by_admins_and_audited(gateway: Gateway, api: ModelApi) -> None:
     gateway.configure({"api": gateway.upstream(concurrency=1)})
     await gateway.start()
@@ -905,7 +730,9 @@ async def test_usage_of_streams_and_compressed_responses(gateway: Gateway, api: 
 
     async def stream(_request: Received, writer: asyncio.StreamWriter) -> None:
         last = json.dumps({"choices": [], "usage": {"prompt_tokens": 20, "completion_tokens": 30}}).encode()
-        writer.write(SSE + chunk(b"data: " + last[:30]) + chunk(last[30:] + b"\n\ndata: [DONE]\n\n") + b"0\r\n\r\n")
+        writer.write(
+            EVENT_STREAM + chunk(b"data: " + last[:30]) + chunk(last[30:] + b"\n\ndata: [DONE]\n\n") + b"0\r\n\r\n"
+        )
 
     api.respond = stream
     assert (await gateway.chat()).is_success
@@ -933,7 +760,7 @@ COUNTED = whole(completion(), "200 OK", JSON)  # 12 tokens
 
 
 async def stream_without_usage(_request: Received, writer: asyncio.StreamWriter) -> None:
-    writer.write(SSE + chunk(EVENTS[0]) + b"0\r\n\r\n")
+    writer.write(EVENT_STREAM + chunk(EVENTS[0]) + b"0\r\n\r\n")
 
 
 async def test_tokens_are_estimated_where_the_response_does_not_say(gateway: Gateway, api: ModelApi) -> None:

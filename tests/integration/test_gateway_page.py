@@ -32,7 +32,8 @@ COUNTS = {"urgent": 0, "high": 0, "normal": 3, "low": 0}
 TOTALS = {"requests": 9, "answered": 7, "limited": 1, "refused": 1, "errors": 0, "cancelled": 0}
 UPSTREAM: dict[str, Any] = {
     "provider": "p", "rate_per_minute": 45.0, "base_rate_per_minute": 60.0, "requests_in_window": 45,
-    "requests_available": 0, "tokens_per_minute": None, "tokens_in_window": 0, "concurrency": None, "in_flight": 0,
+    "requests_available": 0, "tokens_per_minute": None, "tokens_in_window": 0, "burst": 4, "concurrency": None,
+    "in_flight": 0,
     "queue": COUNTS, "queue_size": 500, "when_full": "reject", "retreat": "steady", "paused_seconds": 0.0,
     "failing": False, "sent_last_minute": {"a": 44, "": 1}, "latency_seconds": {"p50": 0.5, "p95": None},
 }  # fmt: skip
@@ -179,6 +180,7 @@ async def test_an_admin_changes_limits_and_what_was_refused_stays(served: Served
         await admin.keep("gateway-refused")
         await rate.fill("1000/min")
         await limits.locator("input[name=tokens]").fill("")
+        await limits.locator("input[name=burst]").fill("500")
         await limits.locator("input[name=concurrency]").fill("7")
         await limits.get_by_role("button", name="Change api", exact=True).click()
         answers = await asyncio.wait_for(asyncio.gather(*waiting), 30)  # instead of after a minute
@@ -193,15 +195,17 @@ async def test_an_admin_changes_limits_and_what_was_refused_stays(served: Served
         await expect(page.locator("#live-part")).to_contain_text("1,000 of 1,000/min")
         admin.expect_faults("409")
     api = (await served.status())["upstreams"]["api"]
-    found = [api[name] for name in ("base_rate_per_minute", "tokens_per_minute", "concurrency", "when_full")]
-    assert found == [1000, None, 7, "drop-lowest"]
+    found = [api[name] for name in ("base_rate_per_minute", "tokens_per_minute", "burst", "concurrency", "when_full")]
+    assert found == [1000, None, 500, 7, "drop-lowest"]
     audit = (await served.loop.ask("GET", "/api/v1/audit")).json()["audit"]
     changes = [each for each in audit if "gateway" in each["event"]]
     assert [(each["event"], each["outcome"], each["name"]) for each in reversed(changes)] == [
         ("change gateway limits", "refused", "admin"), ("change gateway limits", "done", "admin"),
         ("change gateway limits", "done", "admin"), ("reset gateway rate", "done", "admin"),
     ]  # fmt: skip
-    assert changes[2]["detail"] == ('{"upstreams":{"api":{"rate":"1000/min","tokens":null,"concurrency":7}}}')
+    assert changes[2]["detail"] == (
+        '{"upstreams":{"api":{"rate":"1000/min","tokens":null,"burst":500,"concurrency":7}}}'
+    )
 
 
 async def test_only_an_admin_changes_limits(served: Served, browser: Browser) -> None:

@@ -124,9 +124,9 @@ async def test_maintenance_can_pause_probing(loop: Loop) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({}, "scopes: Field required"),
-        ({"scopes": [], "seconds": 0}, "seconds: Input should be greater than 0"),
-        ({"scopes": [], "seconds": "NaN"}, "seconds: Input should be a finite number"),
+        ({}, "scopes: is missing"),
+        ({"scopes": [], "seconds": 0}, "seconds: must be greater than 0"),
+        ({"scopes": [], "seconds": "NaN"}, "seconds: must be a finite number"),
         ({"scopes": [{"scope": "rack", "name": "r"}], "seconds": 1}, "scopes.0.scope: "),
         ({"scopes": [{"scope": "host", "name": ""}], "seconds": 1}, "scopes.0.name: "),
     ],

@@ -157,7 +157,7 @@ def _validator() -> jsonschema.Draft202012Validator:
 def test_the_readme_s_configuration_loads(tmp_path: Path) -> None:
     readme = (ROOT / "README.md").read_text()
     (first,) = re.findall(r"<<'EOF'\n(.*?)EOF", readme, re.DOTALL)
-    (second,) = examples(readme, "yaml")
+    second, gateway = examples(readme, "yaml")
     assert len(first.splitlines()) == 5
     for name, text in (("first", first), ("second", second)):
         environ = {
@@ -167,6 +167,8 @@ def test_the_readme_s_configuration_loads(tmp_path: Path) -> None:
             "FEISHU_SECRET": "s",
         }
         assert "wiki" in loaded(write(tmp_path / name, a=text), environ).inventory.services
+    found = loaded(write(tmp_path / "gateway", a=gateway), {"NVIDIA_API_KEY": "k"}).inventory.gateway
+    assert found.upstreams.keys() == {"nvidia"}
 
 
 def test_the_readme_s_commands_exist() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from fleet.inventory.gateway import RetreatSettings, WhenFull
-from gateway.admission import Admission, Applicant, Limits, Permit, QueueRules, RefusedError
+from gateway.admission import RETRY_AFTER_STOP, Admission, Applicant, Limits, Permit, QueueRules, RefusedError
 from gateway.breaker import FAILURES, OPEN_FOR
 from gateway.ledger import Ledger, SentFile, key_of
 from gateway.retreat import Retreat
@@ -433,6 +433,18 @@ async def test_no_minute_exceeds_the_rate_whatever_requests_do(steps: list[Step]
     }
 
 
+async def test_a_stop_refuses_all_that_wait_and_all_that_come(made: list[Harness]) -> None:
+    made.append(harness := Harness(rate=1))
+    for name in "abc":
+        harness.request(name)
+    await harness.run_until(1)
+    harness.admission.stop()
+    harness.request("d")
+    await harness.run_until(2)
+    assert harness.names() == ["a"]
+    assert harness.refused == dict.fromkeys("bcd", ("shutting_down", RETRY_AFTER_STOP))
+
+
 KEY = key_of("http://a/v1", "key")
 
 
@@ -469,11 +481,13 @@ def test_the_file_grows_and_keeps_upstreams_apart(tmp_path: Path) -> None:
     file = SentFile(tmp_path / "sent", clock.now)
     others = [key_of("http://b/v1", ""), KEY]
     for number in range(3000):
-        Ledger(file, others[number % 3 == 0]).begin(7.0).mark_sent(clock.now())
+        Ledger(file, others[number % 3 == 0]).begin(7.0, "coder").mark_sent(clock.now())
     file.close()
     clock.time += 30
     file = SentFile(tmp_path / "sent", clock.now)
-    assert [len(file.take_earlier(key)) for key in (*others, KEY)] == [2000, 1000, 0]
+    earlier = [file.take_earlier(key) for key in (*others, KEY)]
+    assert [len(each) for each in earlier] == [2000, 1000, 0]
+    assert {(each.client, each.tokens) for requests in earlier for each in requests} == {("coder", 7.0)}
     file.close()
     clock.time += 32
     file = SentFile(tmp_path / "sent", clock.now)
@@ -489,12 +503,12 @@ def test_a_full_disk_stops_no_request(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "sent").stat().st_size, limit[1]))
     try:
         with capture_logs() as logs:
-            records = [ledger.begin(7.0) for _ in range(1500)]
+            records = [ledger.begin(7.0, "coder") for _ in range(1500)]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     for number, record in enumerate(records):
         record.mark_sent(clock.now()) if number % 2 else record.cancel()
-    ledger.begin(7.0).mark_sent(clock.now())
+    ledger.begin(7.0, "coder").mark_sent(clock.now())
     file.close()
     assert [line["event"] for line in logs] == ["sent_not_stored"]
     file = SentFile(tmp_path / "sent", clock.now)

@@ -413,10 +413,10 @@ def test_requests_are_added_up_and_other_numbers_replaced() -> None:
 @pytest.mark.parametrize(
     ("body", "problem"),
     [
-        ('{"pending": -1}', "pending: Input should be greater than or equal to 0"),
-        ('{"rounds": 1.5}', "rounds: Input should be a valid integer"),
-        ('{"rounds": true}', "rounds: Input should be a valid integer"),
-        ('{"response_seconds": NaN}', "response_seconds: Input should be a finite number"),
+        ('{"pending": -1}', "pending: must be at least 0"),
+        ('{"rounds": 1.5}', "rounds: must be a whole number"),
+        ('{"rounds": true}', "rounds: must be a whole number"),
+        ('{"response_seconds": NaN}', "response_seconds: must be a finite number"),
         ('{"pending": 1', "the report is not valid JSON"),
         ('{"a":' * 100_000, "the report is not valid JSON"),
     ],
