@@ -25,7 +25,7 @@ from runtime.access.audit import write_to_log
 from runtime.access.control import AccessControl
 from runtime.access.roles import Role
 from runtime.access.tokens import ConfiguredTokens
-from runtime.connections import CONNECTION_LIMITS, ConnectionLimits
+from runtime.connections.registry import CONNECTION_LIMITS, ConnectionLimits
 from runtime.errors import StartError
 from runtime.http_checks import PASSES_BODIES
 from runtime.lifecycle import ListenAddress, Reloader, freeze_garbage_collector, serve

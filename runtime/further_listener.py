@@ -6,7 +6,8 @@ from typing import cast
 
 from aiohttp import web
 
-from runtime.connections import Connections, Listener
+from runtime.connections.listener import Listener
+from runtime.connections.registry import Connections
 from runtime.errors import StartError
 from runtime.lifecycle import ListenAddress
 from runtime.metrics import ProgramMetrics

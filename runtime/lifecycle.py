@@ -15,7 +15,8 @@ from typing import cast
 import structlog
 from aiohttp import web
 
-from runtime.connections import Connections, Listener
+from runtime.connections.listener import Listener
+from runtime.connections.registry import Connections
 from runtime.errors import DefibError, StartError
 from runtime.metrics import ProgramMetrics
 from runtime.webconfig import WebConfigFile

@@ -41,7 +41,7 @@ RESUMED: web.RequestKey[Work] = web.RequestKey("resumed", object)  # type: ignor
 
 
 def may_suspend(request: web.BaseRequest) -> bool:
-    """Whether a request can be suspended: its body was read, and its connection is one of `runtime.connections`."""
+    """Whether a request can be suspended: its body was read, and its connection is a `Connection`."""
     check: Callable[[], bool] | None = getattr(request.protocol, "may_suspend", None)
     return check is not None and check()
 

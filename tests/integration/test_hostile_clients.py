@@ -25,14 +25,15 @@ from structlog.testing import capture_logs
 
 from defib.demo.launcher import Launcher
 from defib.demo.stack import Stack
-from runtime import connections
 from runtime.access.audit import write_to_log
 from runtime.access.control import AccessControl, AccessSettings, WebUsers
 from runtime.access.proxy import TrustedProxy
 from runtime.access.roles import AccessRequirement, Role
 from runtime.access.tokens import ConfiguredTokens
 from runtime.addresses import group_address
-from runtime.connections import Connections, Listener
+from runtime.connections import connection, listener, registry
+from runtime.connections.listener import Listener
+from runtime.connections.registry import Connections
 from runtime.metrics import ProgramMetrics
 from runtime.tasks import cancel_and_wait
 from runtime.tokens import ConfiguredToken
@@ -362,15 +363,16 @@ class Application:
 
 @pytest.fixture
 async def application(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Application]:
-    for name in ("HANDSHAKE_TIMEOUT", "HEADERS_TIMEOUT", "BODY_TIMEOUT", "RESPONSE_TIMEOUT"):
-        monkeypatch.setattr(connections, name, 0.5)
-    monkeypatch.setattr(connections, "_CHECK_EVERY", 0.1)
+    monkeypatch.setattr(registry, "HANDSHAKE_TIMEOUT", 0.5)
+    for name in ("HEADERS_TIMEOUT", "BODY_TIMEOUT", "RESPONSE_TIMEOUT"):
+        monkeypatch.setattr(connection, name, 0.5)
+    monkeypatch.setattr(listener, "_CHECK_EVERY", 0.1)
     async with Application().serve() as made:
         yield made
 
 
 def _limit(monkeypatch: pytest.MonkeyPatch, **limits: int) -> None:
-    monkeypatch.setattr(connections, "DEFAULT_LIMITS", replace(connections.DEFAULT_LIMITS, **limits))
+    monkeypatch.setattr(registry, "DEFAULT_LIMITS", replace(registry.DEFAULT_LIMITS, **limits))
 
 
 def request(line: str, *headers: str) -> bytes:
@@ -471,7 +473,7 @@ async def test_tls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             return application.open() == 0
 
         # Long, so that on a busy machine none times out before the limit drops it.
-        monkeypatch.setattr(connections, "HANDSHAKE_TIMEOUT", 300.0)
+        monkeypatch.setattr(registry, "HANDSHAKE_TIMEOUT", 300.0)
         many = [await application.connect() for _ in range(20)]
 
         async def some_are_dropped() -> bool:
@@ -481,13 +483,13 @@ async def test_tls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         for _, writer in many:
             writer.close()
         await eventually(all_are_closed)
-        monkeypatch.setattr(connections, "HANDSHAKE_TIMEOUT", 0.5)
+        monkeypatch.setattr(registry, "HANDSHAKE_TIMEOUT", 0.5)
         silent = [await application.connect() for _ in range(3)]
         for reader, writer in silent:
             assert await until_closed(reader) == b""
             writer.close()
         assert application.dropped("handshake") == 3
-        monkeypatch.setattr(connections, "HANDSHAKE_TIMEOUT", 300.0)
+        monkeypatch.setattr(registry, "HANDSHAKE_TIMEOUT", 300.0)
         reader, writer = await application.connect()
         writer.write(request("GET /-/healthy"))  # without TLS
         assert await until_closed(reader) == b""
@@ -523,7 +525,7 @@ def exchange_early(plain: socket.socket, context: ssl.SSLContext) -> bytes:
 
 
 async def test_it_accepts_again_after_too_many_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "_PAUSE_AFTER_FAILURE", 0.1)
+    monkeypatch.setattr(listener, "_PAUSE_AFTER_FAILURE", 0.1)
     async with Application().serve() as application:
         earlier, writer = await application.connect()
         with socket.socket() as waiting, capture_logs() as lines:
@@ -562,7 +564,7 @@ Check = Callable[[], Awaitable[bool]]
 
 async def test_one_address_locks_out_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HEADERS_TIMEOUT", "BODY_TIMEOUT"):
-        monkeypatch.setattr(connections, name, 3600.0)
+        monkeypatch.setattr(connection, name, 3600.0)
     _limit(monkeypatch, total=20, per_address=15)
     async with Application().serve() as application, AsyncExitStack() as stack:
 

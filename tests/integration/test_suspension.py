@@ -12,12 +12,13 @@ from typing import cast
 import pytest
 from aiohttp import web
 
-from runtime import connections
 from runtime.access.audit import write_to_log
 from runtime.access.control import AccessControl, AccessSettings, WebUsers
 from runtime.access.roles import AccessRequirement
 from runtime.access.tokens import ConfiguredTokens
-from runtime.connections import ConnectionLimits, Connections, Listener
+from runtime.connections.connection import Connection
+from runtime.connections.listener import Listener
+from runtime.connections.registry import CONNECTION_LIMITS, ConnectionLimits, Connections
 from runtime.lifecycle import raise_file_limit
 from runtime.metrics import ProgramMetrics
 from runtime.suspension import RESUMED, SuspendedError, may_suspend
@@ -61,7 +62,7 @@ class Server:
         access = AccessControl(WebUsers, ConfiguredTokens(lambda _: None), write_audit=write_to_log, now=time.monotonic)
         access.settings = AccessSettings()
         app = create_application(access, web_config, ready=lambda: True)
-        app[connections.CONNECTION_LIMITS] = ConnectionLimits(per_address=2048)
+        app[CONNECTION_LIMITS] = ConnectionLimits(per_address=2048)
         add_route(app, "*", "/{path:.*}", self.answer, AccessRequirement.UNCHECKED)
         runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
         await runner.setup()
@@ -86,7 +87,7 @@ class Server:
             if self.at_once:
                 work.wait = lambda resume: resume()  # type: ignore[method-assign]
             if self.drops:
-                cast("connections.Connection", request.protocol).drop("limit")
+                cast("Connection", request.protocol).drop("limit")
             raise SuspendedError(work)
         assert isinstance(resumed, Waiting)
         resumed.answered += 1
