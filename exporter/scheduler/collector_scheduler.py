@@ -13,17 +13,16 @@ import structlog
 
 from exporter.collectors import COLLECTORS
 from exporter.collectors.base import Collector, CollectorFailure, CollectorOptions, LogExcerpt, record_truncation
-from exporter.exposition.collector_samples import CollectorSamples
+from exporter.exposition.collector_samples import CollectorSamples, LabelTexts
 from exporter.exposition.metrics_page import MetricFamily, MetricsPage, format_labels
 from exporter.scheduler.events import EventRing
 from exporter.scheduler.host_readings import SHARED_FOR, HostReadings
 from exporter.scheduler.host_states import States, find_states, list_changes
-from exporter.scheduler.schedule import Schedule, add_jitter
-from fleet.host.sections import NOT_READ, IncompleteReadingError, Section, SectionOutput, read_sections
+from exporter.scheduler.schedule import Schedule
+from fleet.host.sections import NOT_READ, IncompleteReadingError, Section, SectionOutput
 from fleet.inventory.model import Host
 from fleet.shells import ENDED_BY_TIMEOUT, HostKeyError, ShellError
 from fleet.shells.connecting import CONNECT_TIMEOUT
-from fleet.shells.pool import Shells
 from runtime.redaction import Redactor, mask_credentials
 from runtime.tasks import cancel_and_wait
 
@@ -83,6 +82,7 @@ class ScheduledCollector:
     unanswered: int = 0  # runs in a row without a response from the host
     failed: int = 0  # runs in a row that failed in any way
     run: CollectorRun | None = None
+    labels: LabelTexts = field(default_factory=dict)  # of the samples of the last run
     states: States | None = None  # as they were last reported; None before the first run that reported any
     retry: asyncio.Event = field(default_factory=asyncio.Event)  # set: run now
     task: asyncio.Task[None] | None = None
@@ -106,7 +106,6 @@ class CollectorScheduler:
     def __init__(
         self,
         page: MetricsPage,
-        shells: Shells,
         readings: HostReadings,
         redact: Redactor,
         randomness: random.Random,
@@ -114,7 +113,7 @@ class CollectorScheduler:
         on_host_change: Callable[[str], None],
     ) -> None:
         """`on_host_change` is called with the name of a host whose state has changed."""
-        self._page, self._shells, self._readings, self._redact = page, shells, readings, redact
+        self._page, self._readings, self._redact = page, readings, redact
         self._random, self._events, self._on_host_change = randomness, events, on_host_change
         self._scheduled: dict[str, ScheduledCollector] = {}
         self.host_states: dict[str, HostState] = {}  # at the last run of a collector
@@ -189,8 +188,8 @@ class CollectorScheduler:
     async def _run(self, scheduled: ScheduledCollector) -> None:
         loop = asyncio.get_running_loop()
         every = scheduled.options.every
-        shared = scheduled.collector.shared
-        schedule = Schedule.for_key(scheduled.host.name if shared else scheduled.key, every, every)
+        # All collectors of a host are due together, so that they share its readings.
+        schedule = Schedule.for_key(scheduled.host.name, every, every)
         due = at = schedule.first_due(loop.time())
         while True:
             with contextlib.suppress(TimeoutError):
@@ -199,7 +198,7 @@ class CollectorScheduler:
             scheduled.retry.clear()
             await self._collect(scheduled)
             due, _ = schedule.next_due(due, loop.time(), stable=True)
-            at = due if shared else add_jitter(due, every, self._random)
+            at = due
             if scheduled.failed:
                 retry_at = loop.time() + retry_pause(every, scheduled.failed) * self._random.uniform(0.5, 1.0)
                 # Back off: further requests would add to the load of a hanging host, and delay other readers.
@@ -207,7 +206,7 @@ class CollectorScheduler:
 
     async def _collect(self, scheduled: ScheduledCollector) -> None:
         """Run the collector once, and publish its samples and whether it succeeded."""
-        samples = CollectorSamples(scheduled.host.name)
+        samples = CollectorSamples(scheduled.host.name, scheduled.labels)
         started = time.perf_counter()
         error: str | None = None
         answered, late, key_changed = True, False, False
@@ -240,6 +239,7 @@ class CollectorScheduler:
                 log.exception("collector_crashed", host=scheduled.host.name, collector=scheduled.name)
         scheduled.unanswered = 0 if answered and not late else scheduled.unanswered + 1
         scheduled.failed = 0 if error is None else scheduled.failed + 1
+        scheduled.labels = samples.labels
         redacted = None if error is None else self._redact.redact_head(error, ERROR_LIMIT)
         scheduled.run = CollectorRun(time.time(), time.perf_counter() - started, redacted)
         self._publish(scheduled, scheduled.run, samples)
@@ -308,11 +308,16 @@ class CollectorScheduler:
                 output, _, _ = await reading.section(section.name, str)
                 outputs[section.name] = output
             return outputs
-        shell = self._shells.get(scheduled.host.name)
         limited = [replace(section, timeout=scheduled.collector.deadline) for section in sections]
-        error = await read_sections(
-            shell, limited, timeout=scheduled.collector.deadline, on_section=outputs.__setitem__
-        )
+        reading = self._readings.start(scheduled.host.name, limited)
+        error: ShellError | None = None
+        for section in sections:
+            try:
+                outputs[section.name], _, _ = await reading.section(section.name, str)
+            except ShellError as shell_error:
+                error = shell_error
+        if error is None:
+            return outputs
         if not outputs:
             raise error
         incomplete = error if isinstance(error, IncompleteReadingError) else None

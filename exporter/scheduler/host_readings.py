@@ -1,59 +1,116 @@
-"""Readings of hosts, shared by the probes and collectors of a host that are due at the same time."""
+"""Readings of hosts: those that are requested at the same time are one script, and probes of a host share theirs."""
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from exporter.probes.host import HostProbeOptions
-from fleet.host.sections import HostReading, Section, merge_sections, read_sections
+from fleet.host.sections import (
+    HostReading,
+    IncompleteReadingError,
+    Section,
+    SectionOutput,
+    merge_sections,
+    read_sections,
+)
 from fleet.inventory.model import Service
 from fleet.shells import ShellError
 from fleet.shells.pool import Shells
 from runtime.tasks import cancel_and_wait
 
 SHARED_FOR = 1.0  # seconds: how much older than a probe the reading that it uses may be
+JOIN_WITHIN = 0.01  # seconds in which further readings of a host join the first one
+APART_FOR = 600.0  # seconds for which readings of a host are sent one by one, after a joint one was incomplete
+
+
+@dataclass
+class _JointReading:
+    """Readings of a host that are one script: their sections, and whose each section is."""
+
+    parts: list[tuple[Sequence[Section], HostReading]] = field(default_factory=list)
+
+    def may_join(self, sections: Sequence[Section]) -> bool:
+        """Whether it has no section with the name of one of these."""
+        names = {section.name for section in sections}
+        return not any(section.name in names for present, _ in self.parts for section in present)
+
+    def list_sections(self) -> list[Section]:
+        """Return all sections; those that may take longer are last, since each is printed after those before it."""
+
+        def slowness(part: tuple[Sequence[Section], HostReading]) -> tuple[float, int]:
+            sections, _ = part
+            return max(section.timeout for section in sections), max(section.rank for section in sections)
+
+        return [section for sections, _ in sorted(self.parts, key=slowness) for section in sections]
+
+    def set_output(self, name: str, output: SectionOutput) -> None:
+        for _, reading in self.parts:
+            reading.set_output(name, output)
+
+    def fail(self, error: ShellError) -> None:
+        for _, reading in self.parts:
+            reading.fail(error)
 
 
 class HostReadings:
-    """Reads hosts; callers within a second of each other share one reading of a host."""
+    """Reads hosts."""
 
     def __init__(self, shells: Shells) -> None:
         self._shells = shells
         self._sections: Mapping[str, tuple[Section, ...]] = {}
         self._current: dict[str, HostReading] = {}
+        self._joint: dict[str, _JointReading] = {}  # by host, before they are sent
+        self._apart_until: dict[str, float] = {}  # by host; event loop's clock
         self._tasks: set[asyncio.Task[None]] = set()
 
     def set_sections(self, sections: Mapping[str, tuple[Section, ...]]) -> None:
-        """Set the sections to read by host name; all sections of a host are read together."""
+        """Set the sections that callers of `get` share, by host name: all of a host are read together."""
         for host in [name for name in self._current if self._sections.get(name) != sections.get(name)]:
             self._current.pop(host)
         self._sections = sections
 
     def get(self, host: str, *, since: float) -> HostReading:
-        """Return a reading of `host` started at `since` (event loop's clock) or later. Raises ShellError."""
+        """Return the shared reading of `host` started at `since` (event loop's clock) or later. Raises ShellError."""
         current = self._current.get(host)
         if current is None or current.requested_at < since:
             sections = self._sections.get(host)
             if sections is None:
                 raise ShellError(f"{host}: no longer in the inventory")
-            current = self._current[host] = HostReading(sections)
-            task = asyncio.create_task(self._read(host, sections, current), name=f"read {host}")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            current = self._current[host] = self.start(host, sections)
         return current
 
-    async def _read(self, host: str, sections: Sequence[Section], reading: HostReading) -> None:
+    def start(self, host: str, sections: Sequence[Section]) -> HostReading:
+        """Start a reading of `host`, together with others that are started at the same time."""
+        reading, loop = HostReading(sections), asyncio.get_running_loop()
+        joint = self._joint.get(host)
+        if joint is None or not joint.may_join(sections) or loop.time() < self._apart_until.get(host, 0.0):
+            joint = self._joint[host] = _JointReading()
+            task = asyncio.create_task(self._read(host, joint), name=f"read {host}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        joint.parts.append((sections, reading))
+        return reading
+
+    async def _read(self, host: str, joint: _JointReading) -> None:
         error = ShellError(f"{host}: reading the host was cancelled")
         try:
+            await asyncio.sleep(JOIN_WITHIN)
+            self._close_joint(host, joint)
+            sections = joint.list_sections()
             timeout = max(section.timeout for section in sections)
-            error = await read_sections(
-                self._shells.get(host), sections, timeout=timeout, on_section=reading.set_output
-            )
+            error = await read_sections(self._shells.get(host), sections, timeout=timeout, on_section=joint.set_output)
+            if isinstance(error, IncompleteReadingError) and len(joint.parts) > 1 and (error.late or error.too_long):
+                self._apart_until[host] = asyncio.get_running_loop().time() + APART_FOR
         except ShellError as shell_error:
             error = shell_error
         finally:
-            reading.fail(error)
+            self._close_joint(host, joint)
+            joint.fail(error)
+
+    def _close_joint(self, host: str, joint: _JointReading) -> None:
+        if self._joint.get(host) is joint:
+            del self._joint[host]
 
     async def close(self) -> None:
         await cancel_and_wait(self._tasks)

@@ -85,7 +85,7 @@ class ProbeScheduler:
         cursors = Cursors()
         self.changes, self.events = ServiceChanges(cursors), EventRing(cursors)
         self._collectors = CollectorScheduler(
-            self.page, self._shells, self._readings, redact, self._random, self.events, self._record_host_change
+            self.page, self._readings, redact, self._random, self.events, self._record_host_change
         )
         self.hosts: Mapping[str, Host] = {}
         self._services_of: Mapping[str, Sequence[str]] = {}  # by host

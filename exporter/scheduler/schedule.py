@@ -5,6 +5,7 @@ import random
 from dataclasses import dataclass
 
 FIRST_WITHIN = 60.0
+PHASE_SPAN = 86400.0  # seconds
 JITTER = 0.05
 JITTER_LIMIT = 1.0
 
@@ -24,8 +25,11 @@ class Schedule:
 
     @classmethod
     def for_key(cls, key: str, every: float, retry_every: float) -> "Schedule":
-        """Return the schedule of `key`; equal keys and intervals give the same due times, also after a restart."""
-        return cls(phase_offset(key) * every, every, retry_every)
+        """Return the schedule of `key`, which is the same after a restart.
+
+        Equal keys give the same due times, as far as their intervals are multiples of each other.
+        """
+        return cls(phase_offset(key) * PHASE_SPAN % every, every, retry_every)
 
     def first_due(self, now: float) -> float:
         """Return the first due time after a start or a suspension: on schedule, but at most a minute from now."""

@@ -25,6 +25,7 @@ def test_equal_keys_are_due_together_whenever_they_were_added() -> None:
     first = one.first_due(100.0)
     assert abs((one.first_due(107.0) - first) % 15.0) < 1e-6
     assert 0 <= other.first_due(100.0) - 100.0 <= 30.0
+    assert abs(other.anchor % 15.0 - one.anchor) < 1e-6  # each second time
 
 
 def test_phases_are_spread() -> None:
