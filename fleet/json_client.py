@@ -5,7 +5,6 @@ import contextlib
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
-from email.utils import parsedate_to_datetime
 from types import MappingProxyType
 from typing import Any
 
@@ -16,6 +15,7 @@ from fleet.inventory.endpoints import Endpoint, TlsSettings
 from runtime.errors import DefibError, StartError
 from runtime.http_clients import find_cause, limit_interim_responses
 from runtime.payloads import ACCEPT_ENCODING, SHORT, decode_json, parse_body, read_body
+from runtime.times import parse_http_date
 from runtime.tls import create_client_context
 
 TIMEOUT = httpx.Timeout(10.0, connect=3.0)
@@ -106,10 +106,8 @@ class JsonClient:
 
 
 def _date(response: httpx.Response) -> float:
-    try:
-        return parsedate_to_datetime(response.headers["Date"]).timestamp()
-    except (KeyError, ValueError):
-        return time.time()
+    date = parse_http_date(response.headers.get("Date", ""))
+    return time.time() if date is None else date
 
 
 def _parse_error(body: bytearray) -> tuple[str, str]:

@@ -7,8 +7,8 @@ The headers are those of OpenAI and its likes, and of RFC 9110: `Retry-After` in
 import json
 import re
 from collections.abc import Mapping
-from datetime import UTC
-from email.utils import parsedate_to_datetime
+
+from runtime.times import parse_http_date
 
 MAX_PAUSE = 86_400.0  # seconds
 MAX_RESET = 60.0  # seconds: some servers say when they have forgotten everything, not when the next request fits
@@ -26,7 +26,8 @@ def find_retry_after(headers: Mapping[str, str], unix: float) -> float | None:
     text = headers.get("Retry-After", "").strip()
     seconds = _parse_number(text)
     if seconds is None and text:
-        seconds = _parse_date(text, unix)
+        date = parse_http_date(text)
+        seconds = None if date is None else max(0.0, date - unix)
     return min(seconds, MAX_PAUSE) if seconds is not None else find_exhaustion(headers)
 
 
@@ -45,16 +46,6 @@ def find_exhaustion(headers: Mapping[str, str]) -> float | None:
 
 def _parse_number(text: str) -> float | None:
     return float(text) if _NUMBER.fullmatch(text.strip()) and len(text) < 20 else None  # noqa: PLR2004 - no longer number is a time
-
-
-def _parse_date(text: str, unix: float) -> float | None:
-    try:
-        parsed = parsedate_to_datetime(text)
-    except (ValueError, OverflowError):
-        return None
-    if parsed.tzinfo is None:
-        parsed = parsed.replace(tzinfo=UTC)
-    return max(0.0, parsed.timestamp() - unix)
 
 
 def is_out_of_quota(body: bytes) -> bool:

@@ -1,6 +1,7 @@
 """The list of models: that of all upstreams, each model with the upstream that requests for it go to."""
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -151,5 +152,6 @@ def _parse_models(body: bytes) -> Models:
     models: dict[str, str] = {}
     for model in data[:MAX_MODELS]:
         if isinstance(model, dict) and isinstance(model.get("id"), str):
-            models.setdefault(model["id"], json.dumps(model))
+            with contextlib.suppress(ValueError):  # one with NaN, which is not JSON
+                models.setdefault(model["id"], json.dumps(model, allow_nan=False))
     return models

@@ -17,7 +17,8 @@ SHORT = 256 * 1024  # bytes of a body that is parsed in the event loop
 _CONTAINERS_LIMIT = 150_000  # lists and objects of a document: the garbage collector blocks all threads
 _MEMBERS_LIMIT = 50_000  # of an object
 _STEP = 256 * 1024  # bytes that are decoded in one turn of the event loop
-_STRING_OR_BRACKET = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[{]', re.DOTALL)
+# A string without an end is one to the end: looking for it again from each quote in it would take hours.
+_STRING_OR_BRACKET = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[\[{]', re.DOTALL)
 _THREAD = ThreadPoolExecutor(1, thread_name_prefix="payloads")
 
 

@@ -37,7 +37,8 @@ _PRIVATE_KEY = re.compile(r"(-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----)(?:(?!-----
 _KNOWN_TOKEN = re.compile(
     r"\b(gh[pousr]_|github_pat_|glpat-|xox[abeprs]-|sk-(?:ant-|proj-)?|hooks\.slack\.com/services/)[\w/-]{16,}"
 )
-_WEB_TOKEN = re.compile(r"\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*")  # a JSON web token
+# A JSON web token if there is a group; what only begins like one is passed over, and not looked at again.
+_WEB_TOKEN = re.compile(r"\beyJ[\w-]{10,}+(\.[\w-]{10,}+\.[\w-]*+)?")
 _UUID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _ANY_UUID = b"[0-9a-f]{8}-[0-9a-f]{4}-"
 _USER_INFO = re.compile(r"(://[^\s/:@]*:)[^\s/@]+(?=@)")
@@ -70,10 +71,10 @@ def mask_credentials(text: str) -> str:
         return text
     for pattern, mask in (
         (_PRIVATE_KEY, rf"\1{MASK}"), (_ARGUMENT, rf"\1\2\3\4{MASK}"), (_CREDENTIAL, rf"\1\2{MASK}"),
-        (_USER_INFO, rf"\1{MASK}"), (_WEB_TOKEN, MASK), (_KNOWN_TOKEN, rf"\1{MASK}"),
+        (_USER_INFO, rf"\1{MASK}"), (_KNOWN_TOKEN, rf"\1{MASK}"),
     ):  # fmt: skip
         text = pattern.sub(mask, text)
-    return text
+    return _WEB_TOKEN.sub(lambda found: MASK if found[1] else found[0], text)
 
 
 def _write_pattern(secret: str) -> bytes:

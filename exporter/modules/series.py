@@ -1,7 +1,6 @@
 """The series of a probe as blackbox_exporter names them."""
 
 from collections.abc import Iterator
-from email.utils import parsedate_to_datetime
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -9,6 +8,7 @@ from prometheus_client.registry import Collector
 
 from exporter.modules.prober import ModuleProbe
 from exporter.results import ProbeDetails
+from runtime.times import parse_http_date
 
 _PHASES = ("resolve", "connect", "tls", "processing", "transfer")
 _EXPIRY = "service_tls_certificate_expiry_timestamp_seconds"
@@ -75,16 +75,9 @@ def _http(probe: ModuleProbe) -> Iterator[GaugeMetricFamily]:
     size = gauges.get("service_http_body_bytes", 0)
     yield _gauge("probe_http_uncompressed_body_length", "Length of the body.", size)
     yield _gauge("probe_http_version", "Version of HTTP of the response.", gauges.get("service_http_version", 0))
-    modified = _parse_date(headers.get("last-modified", ""))
+    modified = parse_http_date(headers.get("last-modified", ""))
     if modified is not None:
         yield _gauge("probe_http_last_modified_timestamp_seconds", "Last-Modified of the response.", modified)
-
-
-def _parse_date(text: str) -> float | None:
-    try:
-        return parsedate_to_datetime(text).timestamp()
-    except (ValueError, OverflowError):
-        return None
 
 
 def _dns(probe: ModuleProbe) -> Iterator[GaugeMetricFamily]:

@@ -16,7 +16,7 @@ from fleet.inventory.units import Pattern
 
 VALUES_LIMIT = 20  # of a service
 KEPT_LIMIT = 8192  # characters of a value for later requests
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?")
+_NUMBER = re.compile(r"[+-]?(?:\d++\.?+\d*+|\.\d++)(?:[eE][+-]?\d{1,3})?")
 _TEXT_LIMIT = 64  # characters of a number
 ValueName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,29}$")]
 

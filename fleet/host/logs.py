@@ -166,7 +166,7 @@ show_rotated() {
 }
 show_file() {
     if ! opened "$path"; then
-        printf '!error it is reached through a symbolic link: write %s\n' "$place"
+        printf '!error it is reached through a symbolic link: write %s\n' "$(printf %s "$place" | tr -d '\000-\037')"
         return
     fi
     sense

@@ -84,7 +84,9 @@ def add_routes(app: web.Application, engine: Engine, database: Database, metrics
 def _count_refused(metrics: RemediatorMetrics, refused: int) -> None:
     if refused:
         metrics.refused_alerts.inc(refused)
-        limited_log.warning("alertmanager_webhook_alerts_refused", alerts=refused, cause="too many alerts are open")
+        limited_log.warning(
+            "alertmanager_webhook_alerts_refused", alerts=refused, cause="too many alerts are open or new"
+        )
 
 
 async def _store(database: Database, payload: WebhookPayload) -> int:

@@ -1,16 +1,21 @@
-"""How many alerts may be open at once, since whoever has the webhook token can send any number of them."""
+"""How many alerts may be open, and may be new, since whoever has the webhook token can send any number of them."""
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 
 from sqlalchemy import func, select
 
+from remediator.clients.alerts import Alert
 from remediator.incidents.resolution import EXPORTER_DOWN
 from remediator.record.schema import alerts
 from remediator.record.situations import HOST_DOWN
 from remediator.record.transaction import Transaction
 
+# Open at once, and also new within `arrivals.SPAN`.
 MAX_FOREIGN = 1000  # of no service or host in the inventory
+MAX_TEXT = 16 * 2**20  # characters of the labels and annotations of new alerts; further ones lose theirs
+SHORT_TEXT, SHORT_LABELS = 200, 20  # characters of a label that is always kept, and how many of them
 MAX_OF_SUBJECT = 200  # of a service or host; of each alert there that Defib acts on
 _LABELS = ("service", "host")
 _SELECT_OPEN = (
@@ -25,12 +30,38 @@ _SELECT_OPEN = (
 
 
 class AlertLimits:
-    """The open alerts of one transaction; `refused` counts those for which there is no room."""
+    """The open alerts of one transaction, and the new ones; `refused` counts those for which there is no room."""
 
     def __init__(self, tx: Transaction) -> None:
         self._tx, self._inventory = tx, tx.inventory
         self._open: Counter[str] | None = None  # by subject; read when it is needed
         self.refused = 0
+
+    def take_new_place(self, name: str, labels: Mapping[str, str], *, is_firing: bool) -> bool:
+        """Count an alert that was not known before; False if it must not be stored, because too many are new or open.
+
+        One that is not firing is of no subject, since nobody sees it.
+        """
+        arrivals = self._tx.arrivals
+        subject = self._find_subject(name, labels) if is_firing else ""
+        if arrivals.count(subject, self._tx.now) >= (MAX_OF_SUBJECT if subject else MAX_FOREIGN):
+            self.refused += 1
+            return False
+        if is_firing and not self.take_place(name, labels):
+            return False
+        arrivals.add(subject)
+        return True
+
+    def limit_texts(self, alert: Alert) -> Alert:
+        """Return a new alert as it is stored: with short labels only, if the texts of new alerts exceed their limit."""
+        arrivals = self._tx.arrivals
+        if arrivals.size(self._tx.now) > MAX_TEXT:
+            short = {label: value for label, value in alert.labels.items() if len(label) + len(value) <= SHORT_TEXT}
+            return replace(alert, labels=dict(list(short.items())[:SHORT_LABELS]), annotations={})
+        arrivals.add_size(
+            sum(len(key) + len(value) for each in (alert.labels, alert.annotations) for key, value in each.items())
+        )
+        return alert
 
     def take_place(self, name: str, labels: Mapping[str, str]) -> bool:
         """Count a further open alert; False if it must not be stored, because too many are open."""

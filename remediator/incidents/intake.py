@@ -1,6 +1,7 @@
 """Receive alerts: a webhook's payload becomes alerts, incidents and notifications in one transaction."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Row, bindparam, insert, select, update
@@ -20,6 +21,7 @@ from remediator.record.transaction import Transaction
 LATE_COPY = 300.0  # seconds after an alert's end in which a firing copy is taken for a late one
 RECEIVER_EXPIRES = 86400.0  # seconds after its last webhook
 RECEIVER_STORED_EVERY = 3600.0
+MAX_RECEIVERS = 100
 RECENT_ALERTS = 5  # of one fingerprint, whose starts a copy is compared with
 # Built once, since a webhook may have thousands of alerts.
 _SELECT_ALERT = select(alerts).where(
@@ -62,7 +64,8 @@ def receive_alerts(tx: Transaction, received: Sequence[Alert], receiver: str = "
 def _store_receiver(tx: Transaction, receiver: str) -> None:
     known = known_receivers(tx)
     if tx.now - known.get(receiver, float("-inf")) >= RECEIVER_STORED_EVERY:
-        timestamps.put(tx, "receivers", tx.now, names={**known, receiver: tx.now})
+        newest = sorted({**known, receiver: tx.now}.items(), key=lambda item: item[1])[-MAX_RECEIVERS:]
+        timestamps.put(tx, "receivers", tx.now, names=dict(newest))
 
 
 def known_receivers(tx: Transaction) -> dict[str, float]:
@@ -84,7 +87,7 @@ def _receive_alert(tx: Transaction, alert: Alert, limits: AlertLimits) -> None:
     if latest.status == "firing":
         _update_firing(tx, latest, alert, start)
     elif alert.status == "firing":
-        _fire_after_end(tx, latest, start, limits)
+        _fire_after_end(tx, latest, alert, start, limits)
     elif latest.doubted_at is not None:
         set_doubt(tx, latest, add_received_copy(read_starts(latest), start, alert.status))
 
@@ -104,14 +107,19 @@ def is_copy_of_earlier(tx: Transaction, alert: Alert, start: str, earlier: Seque
 
 
 def add_alert(tx: Transaction, alert: Alert, start: str, limits: AlertLimits) -> bool:
-    """Store a new alert; if it is firing, open an incident and notify. False if too many are open."""
-    if alert.status == "firing" and not limits.take_place(alert.name, alert.labels):
+    """Store a new alert; if it is firing, open an incident and notify. False if too many are open, or new.
+
+    One that is not firing is stored for late copies of it, and nobody sees it.
+    """
+    is_firing = alert.status == "firing"
+    if not limits.take_new_place(alert.name, alert.labels, is_firing=is_firing):
         return False
+    alert = limits.limit_texts(alert if is_firing else replace(alert, annotations={}))
     values = {
         "fingerprint": alert.fingerprint,
         "starts_at": alert.starts_at,
         "status": alert.status,
-        "resolved_by": "alertmanager" if alert.status == "resolved" else None,
+        "resolved_by": None if is_firing else "alertmanager",
         "times": 0,
         "name": alert.name,
         "labels": dict(alert.labels),
@@ -119,10 +127,10 @@ def add_alert(tx: Transaction, alert: Alert, start: str, limits: AlertLimits) ->
         "ends_at": alert.ends_at,
         "first_seen": tx.now,
         "last_seen": tx.now,
-        "starts": {start: alert.status == "firing"},
+        "starts": {start: is_firing},
     }
     row = tx.execute(_INSERT, values).one()
-    if alert.status == "firing":
+    if is_firing:
         set_firing(tx, row)
     return True
 
@@ -143,7 +151,7 @@ def _update_firing(tx: Transaction, row: Row[Any], alert: Alert, start: str) -> 
         set_firing(tx, row)  # its service or its runbook was added to the inventory since
 
 
-def _fire_after_end(tx: Transaction, row: Row[Any], start: str, limits: AlertLimits) -> None:
+def _fire_after_end(tx: Transaction, row: Row[Any], alert: Alert, start: str, limits: AlertLimits) -> None:
     """Take a firing copy of a resolved alert: a late copy, or the alert fires again with the same start."""
     if row.resolved_by == "reconciliation":
         set_firing(tx, row, start)
@@ -151,6 +159,11 @@ def _fire_after_end(tx: Transaction, row: Row[Any], start: str, limits: AlertLim
         # The exporter knows. Stored, so that a restart does not lose the question.
         set_doubt(tx, row, add_received_copy(read_starts(row), start, "firing"))
     elif tx.now - row.last_seen >= LATE_COPY and limits.take_place(row.name, row.labels):
+        if not row.times:  # it was never firing, and has no annotations
+            texts = dict(limits.limit_texts(alert).annotations)
+            row = tx.execute(
+                update(alerts).where(alerts.c.id == row.id).values(annotations=texts).returning(*alerts.c)
+            ).one()
         set_firing(tx, row, start)
 
 

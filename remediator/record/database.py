@@ -19,6 +19,7 @@ from sqlalchemy.exc import DatabaseError, DBAPIError
 
 from fleet.inventory.model import Inventory
 from remediator.record import clock
+from remediator.record.arrivals import Arrivals
 from remediator.record.transaction import Transaction
 from remediator.record.workers import TransactionWorkers, begin
 from runtime.clock import SteadyClock, boot_id, seconds_since_boot
@@ -59,6 +60,7 @@ class Database:
             wanted = ".".join(map(str, MIN_SQLITE))
             raise StartError(f"SQLite {wanted} or newer is required; this Python has {sqlite3.sqlite_version}")
         self.inventory = inventory
+        self.arrivals = Arrivals()
         self._lock = _lock_existing(path)
         self._waiting, self._page_reads = asyncio.Semaphore(WAITING_WRITERS), asyncio.Semaphore(PAGE_READS)
         self._write_engine = _engine(url, _configure_writer)
@@ -114,7 +116,8 @@ class Database:
         def execute(connection: Connection) -> T:
             if (problem := self.describe_lost_file()) is not None:
                 raise StorageError(problem)
-            return work(Transaction(connection, self.clock, self.clock.now(), self.inventory), *args, **kwargs)
+            tx = Transaction(connection, self.clock, self.clock.now(), self.inventory, self.arrivals)
+            return work(tx, *args, **kwargs)
 
         try:
             result: T = await workers.execute(execute)

@@ -1,5 +1,7 @@
 """Delete old rows: what ended before the retention time, with everything that belongs to it."""
 
+from collections.abc import Sequence
+
 from sqlalchemy import and_, delete, or_, select
 
 from remediator.record.schema import (
@@ -16,6 +18,7 @@ from remediator.record.schema import (
 from remediator.record.transaction import Transaction
 
 BATCH = 500  # incidents deleted by one transaction
+MAX_ALERTS = 10_000  # that are over, of no incident: whoever has the webhook token can send any number of them
 
 
 def delete_before(tx: Transaction, before: float) -> int:
@@ -27,6 +30,7 @@ def delete_before(tx: Transaction, before: float) -> int:
         actions.c.incident_id.in_(old_incidents), actions.c.incident_id.is_(None) & (actions.c.ended_at < before)
     )
     old_actions = tx.scalars(select(actions.c.id).where(belongs).limit(BATCH * 10)).all()
+    old_alerts = _find_old_alerts(tx, before)
     # Notifications of open incidents and firing alerts are needed to notify the same channels of the end.
     open_incidents = select(incidents.c.id).where(incidents.c.state == "open")
     firing = select(alerts.c.id).where(alerts.c.status == "firing")
@@ -34,7 +38,11 @@ def delete_before(tx: Transaction, before: float) -> int:
         or_(notifications.c.incident_id.is_(None), notifications.c.incident_id.not_in(open_incidents)),
         or_(notifications.c.alert_id.is_(None), notifications.c.alert_id.not_in(firing)),
     )
-    is_old = or_(notifications.c.incident_id.in_(old_incidents), notifications.c.ended_at < before)
+    is_old = or_(
+        notifications.c.incident_id.in_(old_incidents),
+        notifications.c.alert_id.in_(old_alerts),
+        notifications.c.ended_at < before,
+    )
     old_notifications = tx.scalars(
         select(notifications.c.id).where(is_old, notifications.c.state != "pending", is_over).limit(BATCH * 10)
     ).all()
@@ -49,10 +57,7 @@ def delete_before(tx: Transaction, before: float) -> int:
                 # SQLite may reuse the id: delete an alert after everything that refers to it.
                 alerts.c.id.not_in(select(notifications.c.alert_id).where(notifications.c.alert_id.is_not(None))),
                 alerts.c.status == "resolved",
-                or_(
-                    alerts.c.incident_id.in_(old_incidents),
-                    alerts.c.incident_id.is_(None) & (alerts.c.last_seen < before),
-                ),
+                or_(alerts.c.incident_id.in_(old_incidents), alerts.c.id.in_(old_alerts)),
             )
         ).rowcount,
         tx.execute(delete(maintenance).where(maintenance.c.until < before)).rowcount,
@@ -67,3 +72,11 @@ def delete_before(tx: Transaction, before: float) -> int:
     unreferenced = set(old_incidents) - referenced
     counts.append(tx.execute(delete(incidents).where(incidents.c.id.in_(unreferenced))).rowcount)
     return sum(counts)
+
+
+def _find_old_alerts(tx: Transaction, before: float) -> Sequence[int]:
+    """Return a batch of alerts of no incident that are over: since a time, or that are more than the limit."""
+    over = select(alerts).where(alerts.c.status == "resolved", alerts.c.incident_id.is_(None)).subquery()
+    oldest_kept = tx.scalar(select(over.c.last_seen).order_by(over.c.last_seen.desc()).offset(MAX_ALERTS - 1).limit(1))
+    until = max(before, oldest_kept) if oldest_kept is not None else before
+    return tx.scalars(select(over.c.id).where(over.c.last_seen < until).limit(BATCH * 10)).all()

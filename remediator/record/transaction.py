@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, CursorResult, Executable, ScalarResult
 
 from fleet.inventory.model import Inventory
+from remediator.record.arrivals import Arrivals
 from runtime.clock import SteadyClock
 
 
@@ -14,13 +15,15 @@ from runtime.clock import SteadyClock
 class Transaction:
     """An open transaction, with what its statements depend on.
 
-    `now` is the time at which it began, in seconds of the record's `clock`; `inventory` is the one in force.
+    `now` is the time at which it began, in seconds of the record's `clock`; `inventory` is the one in force, and
+    `arrivals` are those of all transactions.
     """
 
     connection: Connection
     clock: SteadyClock
     now: float
     inventory: Inventory
+    arrivals: Arrivals
 
     def execute(
         self, statement: Executable, parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None

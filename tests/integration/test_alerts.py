@@ -15,7 +15,7 @@ from remediator.engine import reminders
 from remediator.incidents import alert_limits, intake, reconciliation
 from remediator.incidents.alert_starts import add_received_copy, normalize_starts_at
 from remediator.policy.situation import ActionHistory, ActionsInProgress, Observation, Situation
-from remediator.record import situations
+from remediator.record import arrivals, retention, situations
 from remediator.record.events import StateChange, store_copied
 from remediator.record.schema import alerts
 from remediator.record.transaction import Transaction
@@ -39,6 +39,10 @@ def disk(status: Any = "firing", starts: float = 1, name: str = "HostDiskFull") 
 def web(status: Any = "firing", starts: float = 1) -> Alert:
     labels = {"alertname": "ServiceDown", "service": "web", "severity": "critical"}
     return Alert("ServiceDown-web", at(starts), "", status, labels, {})
+
+
+async def rows(record: Record) -> Sequence[Any]:
+    return await record.database.read(lambda tx: tx.execute(select(alerts).order_by(alerts.c.id)).all())
 
 
 async def firing(record: Record) -> list[str]:
@@ -172,11 +176,79 @@ async def test_alerts_that_are_open_at_once_are_limited(record: Record) -> None:
     assert await refused(*foreign[:10]) == 0  # these are open already
     assert await add_listed(record, listing(foreign[-1])) == 0
     await record.deliver(WATCHDOG, replace(foreign[0], status="resolved"))
-    record.now += 60
+    record.now += arrivals.SPAN
     assert await record.database.write(reconciliation.release_held_ends, record.now) == 1
     assert await refused(*foreign[-2:]) == 1
     assert await refused(web(), numbered(1, "ExporterDown"), numbered(2, "HostDown", host="h")) == 0
     assert (await firing(record))[-3:] == ["ServiceDown", "ExporterDown", "HostDown"]
+
+
+async def test_alerts_that_end_and_begin_cannot_fill_the_disk(record: Record) -> None:
+    """Not of a service either, and not those that were never firing."""
+    refused: dict[str, int] = {}
+    for turn in range(3):
+        for labels in ({}, {"service": "web", "host": "h"}):
+            limit = alert_limits.MAX_OF_SUBJECT if labels else alert_limits.MAX_FOREIGN
+            new = [numbered(n, f"New {turn}", **labels) for n in range(limit)]
+            for status in ("firing", "resolved"):
+                sent = [replace(each, status=status) for each in new]
+                name = f"{status} {labels.get('service', 'foreign')} {turn}"
+                refused[name] = await record.database.write(intake.receive_alerts, sent)
+    assert {name for name, number in refused.items() if not number} == {
+        "firing foreign 0",
+        "resolved foreign 0",
+        "firing web 0",
+        "resolved web 0",
+    }
+    record.now += arrivals.SPAN
+    assert (
+        await record.database.write(intake.receive_alerts, [numbered(1, "Later"), numbered(2, "Ended", "resolved")])
+        == 0
+    )
+
+
+async def test_texts_of_many_new_alerts_are_left_out(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alert_limits, "MAX_TEXT", 10_000)
+    await record.deliver(
+        *(replace(numbered(n, long="x" * 3000), annotations={"summary": "y" * 3000}) for n in range(4))
+    )
+    stored = await rows(record)
+    assert [len(each.annotations) for each in stored] == [1, 1, 0, 0]
+    assert [set(each.labels) for each in stored] == 2 * [{"alertname", "severity", "long"}] + 2 * [
+        {"alertname", "severity"}
+    ]
+
+
+async def test_an_alert_whose_end_came_first_has_its_texts_when_it_fires(record: Record) -> None:
+    alert = replace(numbered(1), annotations={"summary": "s"})
+    await record.deliver(replace(alert, status="resolved"))
+    record.now += intake.LATE_COPY
+    await record.deliver(alert)
+    (stored,) = await rows(record)
+    assert (stored.annotations, stored.status) == ({"summary": "s"}, "firing")
+
+
+async def test_old_alerts_of_no_incident_are_deleted_beyond_a_limit(
+    record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "MAX_ALERTS", 3)
+    for number in range(6):
+        record.now += 10
+        await record.deliver(numbered(number, status="resolved"))
+    await record.deliver(numbered(9))
+    while await record.database.write(retention.delete_before, 0.0):
+        pass
+    stored = await rows(record)
+    assert [each.fingerprint.split()[1] for each in stored] == ["3", "4", "5", "9"]
+
+
+async def test_receivers_are_limited(record: Record) -> None:
+    for number in range(intake.MAX_RECEIVERS + 20):
+        record.now += 1
+        await record.database.write(intake.receive_alerts, [WATCHDOG], f"receiver {number}")
+    known = await record.database.read(intake.known_receivers)
+    assert len(known) == intake.MAX_RECEIVERS
+    assert "receiver 20" in known
 
 
 def listing(*active: Alert, receiver: str = "our.hook", **more: Any) -> AlertList:

@@ -469,7 +469,14 @@ def _text_record(_number: int) -> bytes:
     return b"\xc0\x0c" + struct.pack("!HHIH", 16, 1, 60, 60_000) + bytes(60_000)
 
 
+def _long_name_record(number: int) -> bytes:
+    """The first one has a name of 126 labels, to which the others point."""
+    name = b"\1a" * 126 + b"\0" if number == 0 else (0xC000 | (29 + 12)).to_bytes(2)
+    return b"\xc0\x0c" + struct.pack("!HHIH", 12, 1, 60, len(name)) + name
+
+
 RESPONSES = {
+    "300 names of 126 labels": (300, _long_name_record, "protocol", "its names have more than 10000 labels"),
     "4,000 records": (4000, _address_record, "protocol", "it has more than 1000 records"),
     "1,000 records": (999, _address_record, None, ""),
     "a record of 60,000 texts": (1, _text_record, None, ""),

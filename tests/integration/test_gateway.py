@@ -515,6 +515,15 @@ async def test_what_is_no_list_of_models(gateway: Gateway, api: ModelApi, body: 
     assert len(api.received) == 1
 
 
+async def test_a_model_that_is_no_json_is_left_out(gateway: Gateway, api: ModelApi) -> None:
+    gateway.configure()
+    await gateway.start()
+    api.respond = whole(b'{"data": [{"id": "bad", "a": NaN}, {"id": "worse", "a": [1e999]}, {"id": "good", "a": 1.5}]}')
+    body = (await gateway.client.get("/v1/models")).content
+    assert b"NaN" not in body
+    assert [each["id"] for each in json.loads(body)["data"]] == ["good"]
+
+
 @pytest.mark.parametrize("levels", [880, 930, 980])
 async def test_a_model_with_many_levels(gateway: Gateway, api: ModelApi, levels: int) -> None:
     gateway.configure()

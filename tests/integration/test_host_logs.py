@@ -13,6 +13,7 @@ import pytest
 
 from defib.demo.launcher import Launcher
 from defib.demo.stack import reserve_ports
+from fleet.host import logs as host_logs
 from tests.integration.loop import Loop
 from tests.integration.test_access import write_users
 from tests.integration.test_collectors import Collected, asked_of_the_wrapper, hardened, over_ssh
@@ -126,6 +127,19 @@ async def test_what_cannot_be_read_does_not_affect_other_logs(tmp_path: Path, co
     append(well, "ERROR\n")
     later.write_text("ERROR in a file that is created later\n")
     await collected.shows({matches(well): 1, matches(later): 1})
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root reports where a link leads to")
+def test_the_name_of_a_link_s_target_cannot_imitate_other_logs(tmp_path: Path) -> None:
+    link, other = tmp_path / "a.log", tmp_path / "b.log"
+    target = tmp_path / f"x\n!source {other}\n!position 1.1.aaaaaaaaaaaaaaaa\nforged".replace("/", "_")
+    target.write_text("")
+    other.write_text("true\n")
+    link.symlink_to(target)
+    argv = ["sh", "-c", host_logs.SCRIPTS[host_logs.FILES], "sh", f"none/{link}", f"none/{other}"]
+    output = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    assert len([line for line in output.splitlines() if line.startswith(("!source", "!position"))]) == 3
+    assert "\nforged" not in output
 
 
 async def test_too_much_is_cut_and_reported(tmp_path: Path, collected: Collected) -> None:

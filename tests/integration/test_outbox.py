@@ -622,6 +622,21 @@ async def test_open_problems_are_not_deleted_by_retention(harness: OutboxHarness
     assert [*await harness.rows("app"), *await harness.rows("ops")] == []
 
 
+async def test_notifications_of_too_many_old_alerts_are_deleted_with_them(
+    harness: OutboxHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "MAX_ALERTS", 1)
+    for name in ("DiskFull", "Other"):
+        harness.now += 100
+        await harness.fire("", name)
+        await harness.fire("", name, "resolved")
+        await harness.all_sent("app")
+        await harness.all_sent("ops")
+    await harness.run(retention.delete_before, 0.0)
+    kept = {row.alert_id for row in [*await harness.rows("app"), *await harness.rows("ops")]}
+    assert kept == {2}
+
+
 async def test_a_group_is_updated_as_one_message(harness: OutboxHarness) -> None:
     for number in range(3):
         await harness.fire("", "DiskFull", instance=f"n{number}")

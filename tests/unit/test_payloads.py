@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.payloads import load_json
+from runtime.payloads import decode_json, load_json
 
 TEXT = st.text(st.characters(codec=None))
 VALUES = st.recursive(
@@ -42,3 +42,14 @@ def test_levels(levels: int, opening: str, closing: str) -> None:
     else:
         assert json.loads(json.dumps(loaded)) == loaded
         assert str(loaded)
+
+
+@pytest.mark.parametrize("end", [b" " * 500_000, b"\\", b'"]'])
+def test_a_text_without_an_end_takes_no_longer(end: bytes) -> None:
+    """It would take hours if its end were looked for from each quote in it."""
+    body = b'["' + b"[" * 150_001 + b'","' + b'\\"' * 500_000 + end
+    if end == b'"]':
+        assert len(decode_json(body)[1]) == 500_000
+        return
+    with pytest.raises(ValueError, match="Unterminated string"):
+        decode_json(body)

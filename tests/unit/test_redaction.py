@@ -230,7 +230,19 @@ def test_what_looks_like_a_credential_is_masked(text: str, masked: str) -> None:
 
 @pytest.mark.parametrize(
     "part",
-    ["--", "--token ", " -u a", "-u 'a:", "-----BEGIN PRIVATE KEY-----", "pass: ", 'token="\\', "gh", "cookie: "],
+    [
+        "--",
+        "--token ",
+        " -u a",
+        "-u 'a:",
+        "-----BEGIN PRIVATE KEY-----",
+        "pass: ",
+        'token="\\',
+        "gh",
+        "cookie: ",
+        "eyJ-",
+        "eyJaaaaaaaaaa.",
+    ],
 )
 def test_the_time_to_mask_credentials_is_proportional_to_the_text(part: str) -> None:
     started = time.process_time()

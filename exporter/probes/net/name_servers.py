@@ -2,7 +2,6 @@
 
 import asyncio
 import ssl
-import struct
 from collections.abc import Sequence
 from functools import partial
 
@@ -14,17 +13,18 @@ import dns.rdatatype
 
 from exporter.probes.net.certificates import record_certificates
 from exporter.probes.net.connections import DEFAULT_DIAL, DialOptions, connect_datagrams, describe_os_error
+from exporter.probes.net.dns_names import count_labels, count_records
 from exporter.probes.net.handshake import perform_handshake
 from exporter.probes.peer_work import run_in_thread
 from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import split_address
 
 RECORDS_LIMIT = 1000  # of a response, with its questions
-LONG_RESPONSE = 4096  # bytes; a longer response is parsed and checked in a thread
+LABELS_LIMIT = 10_000  # of all names of a response
+LONG_RESPONSE, MANY_LABELS = 4096, 500  # bytes, and labels; a longer response is parsed in a thread
 RESEND_AFTER = 1.0  # seconds until a query for an address is sent again
 OTHER_VERSION_DELAY = 1.0  # seconds for which the addresses of one IP version wait for those of the other
 _TYPES = {4: dns.rdatatype.A, 6: dns.rdatatype.AAAA}
-_HEADER = struct.Struct("!4xHHHH")  # after id and flags: the numbers of questions and records (RFC 1035, 4.1.1)
 _TRUNCATED = 0x02  # of the third byte (RFC 1035, 4.1.1)
 
 
@@ -107,11 +107,15 @@ async def query_tcp(
 
 async def _parse_response(query: dns.message.Message, wire: bytes, address: str) -> dns.message.Message:
     """Parse a response, in a thread if it is long. Raises ValueError if it is invalid, too long or of another query."""
-    if len(wire) >= _HEADER.size and sum(_HEADER.unpack_from(wire)) > RECORDS_LIMIT:
+    if count_records(wire) > RECORDS_LIMIT:
         raise ValueError(f"it has more than {RECORDS_LIMIT} records")
+    is_long = len(wire) > LONG_RESPONSE
+    labels = await run_in_thread(address, partial(count_labels, wire)) if is_long else count_labels(wire)
+    if labels > LABELS_LIMIT:
+        raise ValueError(f"its names have more than {LABELS_LIMIT} labels")
     parse = partial(dns.message.from_wire, wire, ignore_trailing=True)
     try:
-        response = await run_in_thread(address, parse) if len(wire) > LONG_RESPONSE else parse()
+        response = await run_in_thread(address, parse) if is_long or labels > MANY_LABELS else parse()
     except Exception as error:
         # The data is untrusted, and the parser raises many types.
         raise ValueError(str(error) or type(error).__name__) from error

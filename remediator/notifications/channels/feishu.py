@@ -4,7 +4,6 @@ Reference: https://open.feishu.cn/document/client-docs/bot-v3/add-custom-bot
 """
 
 import base64
-import email.utils
 import hashlib
 import hmac
 import json
@@ -22,6 +21,7 @@ from fleet.inventory.notify import ChannelOptions, Severity
 from remediator.notifications.channels import ChannelKind, ChannelMessage, SendResult
 from remediator.notifications.channels.feishu_cards import render_plain_text, render_version_1, shorten_to_fit
 from remediator.notifications.channels.http import HttpReply, parse_seconds, send_request
+from runtime.times import parse_http_date
 
 SAME_CLOCK = 60.0  # seconds: a clock offset that changed by less is the same
 
@@ -244,10 +244,8 @@ def _message_of(parsed: Mapping[str, Any]) -> str:
 
 def measure_clock_offset(headers: Mapping[str, str]) -> float | None:
     """Return how many seconds the local clock is ahead of the `Date` of a response."""
-    try:
-        return time.time() - email.utils.parsedate_to_datetime(headers.get("date", "")).timestamp()
-    except (ValueError, TypeError, OverflowError):
-        return None
+    date = parse_http_date(headers.get("date", ""))
+    return None if date is None else time.time() - date
 
 
 FEISHU = ChannelKind(FeishuOptions, FeishuSession, send)
