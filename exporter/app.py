@@ -53,17 +53,21 @@ async def run(
         access, web_config, ready=started.is_set, on_error=lambda _request, error: metrics.count_refusal(error.status)
     )
     modules = ModuleProber(redact)
+    await modules.load(loaded.inventory.exporter.modules_file, loaded.inventory.exporter.modules_targets)
     pings = PingListener(scheduler, metrics, web_config)
     current = loaded.inventory
 
     async def apply(inventory: Inventory) -> None:
         await modules.load(inventory.exporter.modules_file, inventory.exporter.modules_targets)
+        await apply_services(inventory)
+
+    async def apply_services(inventory: Inventory) -> None:
         await scheduler.apply(inventory)
         await pings.listen(inventory.exporter.heartbeats.listen if scheduler.heartbeats.is_receiving else "")
 
     async def start() -> None:
         async with reload.lock:
-            await apply(loaded.inventory)
+            await apply_services(loaded.inventory)
             freeze_garbage_collector()
         metrics.record_reload(successful=True)
         started.set()

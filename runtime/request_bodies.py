@@ -54,4 +54,4 @@ def validate_body(values: Any, model: type[B]) -> B:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise ApiError(400, "bad_request", describe_first(error, "the body", _MESSAGES)) from error
+        raise ApiError(400, "bad_request", describe_first(error, "the body", _MESSAGES)) from None

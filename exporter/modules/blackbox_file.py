@@ -181,7 +181,7 @@ def read_file(path: Path) -> dict[str, Module]:
     except OSError as error:
         raise DefibError(f"{path}: {error.strerror}") from error
     except ValidationError as error:
-        raise DefibError(f"{path}: {describe_first(error, 'the file')}") from error
+        raise DefibError(f"{path}: {describe_first(error, 'the file')}") from None  # it shows values
     except (yaml.YAMLError, RecursionError, *INVALID_VALUES) as error:
         raise DefibError(f"{path}: {_describe_yaml(error)}") from None
 

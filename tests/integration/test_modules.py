@@ -226,3 +226,15 @@ async def test_check_finds_errors_of_modules(exporter: Exporter) -> None:
     done = await asyncio.to_thread(run_defib, "check", "--config", str(exporter.folder / "config"))
     assert done.returncode == 1
     assert "blackbox.yml: modules.a.http.methd: unknown key" in done.stderr
+
+
+async def test_a_refused_file_shows_no_value(exporter: Exporter) -> None:
+    configure(
+        exporter, {"a": {"prober": "http", "http": {"basic_auth": {"username": "u", "password": ["s3cr3t-value"]}}}}
+    )
+    argv = ["exporter", "--config", str(exporter.folder / "config"), "--listen", "127.0.0.1:0"]
+    done = await asyncio.to_thread(run_defib, *argv)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("blackbox.yml: modules.a.http.basic_auth.password: must be a string")
+    assert "s3cr3t-value" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
