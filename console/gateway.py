@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, get_args
 
 from aiohttp import web
@@ -63,7 +64,7 @@ class GatewayPage:
         return await self._renderer.respond(
             request, "gateway.html", {"refused": refused, "form_id": self._submitted.new_id()},
             status=409 if refused else 200, snapshot=snapshot.describe(), is_partial=is_partial,
-            gateway=_describe(reading, self._renderer.unix_now()), charts=charts, spans=list(HOST_SPANS), span=span,
+            gateway=_describe(reading), charts=charts, spans=list(HOST_SPANS), span=span,
             priorities=PRIORITIES, policies=WHEN_FULL,
         )  # fmt: skip
 
@@ -115,7 +116,7 @@ def _parse_field(name: str, value: str) -> object:
     return int(text) if text.isascii() and text.isdigit() and name in ("queue_size", "burst", "concurrency") else text
 
 
-def _describe(reading: GatewayReading | None, now: float) -> dict[str, Any]:
+def _describe(reading: GatewayReading | None) -> dict[str, Any]:
     """Return what the page shows of the gateway: nothing but the problem, if it does not answer."""
     if reading is None:
         return {"state": "absent"}
@@ -126,7 +127,7 @@ def _describe(reading: GatewayReading | None, now: float) -> dict[str, Any]:
     sent = sum(each.sent_last_minute for _, each in clients)
     return {
         "state": "answers",
-        "since": now - status.uptime_seconds,
+        "since": datetime.fromisoformat(status.started_at).timestamp(),
         "totals": status.totals.model_dump(),
         "upstreams": [_describe_upstream(*each) for each in list(status.upstreams.items())[:UPSTREAMS_SHOWN]],
         "clients": [_describe_client(name, each, sent) for name, each in clients[:CLIENTS_SHOWN]],

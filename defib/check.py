@@ -37,11 +37,10 @@ def check(
             raise
         print_json({"errors": [_as_json(wrong) for wrong in error.problems], "warnings": []})
         return 1
-    errors = list(_check_templates(loaded.inventory)) if program != "exporter" else []
-    if program in ("exporter", None):
-        errors += _check_modules(loaded.inventory.exporter.modules_file)
+    errors = list(_find_errors(loaded.inventory, directory, program))
     exposed = [ConfigProblem(str(each.path), 0, "", f"{each.detail}: {each.fix}") for each in find_exposures(loaded)]
-    warnings = [*loaded.warnings, *exposed, *_find_ignored_pins(loaded.inventory)]
+    missing = _find_missing_folder(loaded.inventory.gateway.state_file) if program == "gateway" else ()
+    warnings = [*loaded.warnings, *exposed, *_find_ignored_pins(loaded.inventory), *missing]
     if not as_json:
         for warning in warnings:
             print_text(f"warning: {warning}", sys.stderr)
@@ -56,6 +55,16 @@ def check(
     return int(bool(errors))
 
 
+def _find_errors(inventory: Inventory, directory: Path, program: Program | None) -> Iterator[ConfigProblem]:
+    """Yield the errors that loading the configuration does not find."""
+    if program != "exporter":
+        yield from _check_templates(inventory)
+    if program in ("exporter", None):
+        yield from _check_modules(inventory.exporter.modules_file)
+    if program == "gateway" and not inventory.gateway.upstreams:
+        yield ConfigProblem(str(directory), 0, "gateway.upstreams", "is empty: there is nothing to pass requests on to")
+
+
 def _check_modules(path: Path | None) -> Iterator[ConfigProblem]:
     if path is None:
         return
@@ -65,6 +74,12 @@ def _check_modules(path: Path | None) -> Iterator[ConfigProblem]:
         read_modules(path)
     except DefibError as error:
         yield ConfigProblem(str(path), 0, "", str(error).removeprefix(f"{path}: "))
+
+
+def _find_missing_folder(state_file: Path | None) -> Iterator[ConfigProblem]:
+    if state_file is not None and not state_file.parent.is_dir():
+        message = "the folder does not exist; create it for the gateway's user"
+        yield ConfigProblem(str(state_file.parent), 0, "gateway.state_file", message)
 
 
 def _find_ignored_pins(inventory: Inventory) -> Iterator[ConfigProblem]:

@@ -135,8 +135,11 @@ def format_count(number: int, noun: str) -> str:
 
 
 def format_size(inventory: Inventory) -> str:
-    """Return the numbers of hosts and services of an inventory."""
-    return f"{format_count(len(inventory.hosts), 'host')}, {format_count(len(inventory.services), 'service')}"
+    """Return the numbers of hosts and services of an inventory, and of upstreams and clients of its gateway, if any."""
+    counts = {"host": len(inventory.hosts), "service": len(inventory.services)}
+    if upstreams := inventory.gateway.upstreams:
+        counts |= {"upstream": len(upstreams), "client": len(inventory.gateway.clients)}
+    return ", ".join(format_count(number, name) for name, number in counts.items())
 
 
 def parenthesized(detail: str) -> str:

@@ -173,7 +173,7 @@ class Admission:
         self.requests, self.tokens, self.traffic = Window(), Window(), Traffic()
         self.in_flight = 0
         self.paused_until = float("-inf")
-        self._is_stopped = False
+        self.is_stopped = False
         self._line: WaitingLine[Turn] = WaitingLine(len(queue.waits), queue.ageing)
         self._timer: Timer | None = None
         self._shared = create_shared(self.wake) if create_shared is not None else None
@@ -238,7 +238,7 @@ class Admission:
 
     def _check_pause(self, now: float, patience: float) -> None:
         """Refuse a request that would wait in vain."""
-        if self._is_stopped:
+        if self.is_stopped:
             raise RefusedError("shutting_down", RETRY_AFTER_STOP)
         if self.paused_until > patience:
             raise RefusedError("paused", self.paused_until - now)
@@ -331,7 +331,7 @@ class Admission:
 
     def stop(self) -> None:
         """Admit no more requests, and refuse those that wait."""
-        self._is_stopped = True
+        self.is_stopped = True
         for waiter in list(self._line):
             self.refuse(waiter.item, "shutting_down", RETRY_AFTER_STOP)
 

@@ -28,13 +28,14 @@ from runtime.access.tokens import ConfiguredTokens
 from runtime.connections.registry import CONNECTION_LIMITS, ConnectionLimits
 from runtime.errors import StartError
 from runtime.http_checks import PASSES_BODIES
-from runtime.lifecycle import ListenAddress, Reloader, freeze_garbage_collector, serve
+from runtime.lifecycle import ListenAddress, Reloader, freeze_garbage_collector, serve, warn_of_restart
 from runtime.redaction import Redactor
 from runtime.web import create_application
 from runtime.webconfig import WebConfigFile
 
 # Requests wait for long, and those of many clients may come through one proxy.
 CONNECTIONS = ConnectionLimits(total=12_288, per_address=4096, share_of_files=0.6)
+_UNTIL_RESTART = ("listen", "metrics_listen", "state_file", "shared")
 log = structlog.get_logger()
 
 
@@ -121,6 +122,7 @@ async def run(
         new = await asyncio.to_thread(load)
         await gateway.apply(new)
         freeze_garbage_collector()
+        warn_of_restart("gateway", settings, new.inventory.gateway, _UNTIL_RESTART)
         return {"upstreams": len(gateway.upstreams)}
 
     reload = Reloader(apply_configuration, gateway.metrics)

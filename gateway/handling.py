@@ -274,6 +274,8 @@ class Handling:
     def _finish(self) -> None:
         task, upstream = self.task, self._upstream
         assert upstream is not None  # noqa: S101 - there is at least one route
+        if self._outcome == "cancelled" and upstream.admission.is_stopped:
+            self._outcome = "shutting_down"
         self._metrics.count_request(upstream.provider, task.client.name, task.priority, self._outcome)
         log.info(
             "request",

@@ -54,7 +54,7 @@ from runtime.access.sessions import Sessions
 from runtime.access.tokens import ApiTokens, ConfiguredTokens
 from runtime.errors import DefibError
 from runtime.http_clients import limit_interim_responses
-from runtime.lifecycle import ListenAddress, Reloader, freeze_garbage_collector, serve
+from runtime.lifecycle import ListenAddress, Reloader, freeze_garbage_collector, serve, warn_of_restart
 from runtime.redaction import Redactor
 from runtime.tls import create_client_context
 from runtime.web import REDACT, create_application
@@ -256,6 +256,7 @@ class _Reload:
         old_clients, self.clients = self.clients, new_clients
         await _close(*old_clients)
         freeze_garbage_collector()
+        warn_of_restart("remediator", previous.remediator, loaded.inventory.remediator, ["database"])
         return {"services": len(loaded.inventory.services)}
 
 

@@ -78,6 +78,13 @@ def raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, MAX_OPEN_FILES), hard))
 
 
+def warn_of_restart(section: str, used: object, new: object, names: Sequence[str]) -> None:
+    """Log which settings of a section a reload has not put in force."""
+    changed = [f"{section}.{name}" for name in names if getattr(used, name) != getattr(new, name)]
+    if changed:
+        log.warning("restart_needed", settings=changed, effect="the former values stay in force until a restart")
+
+
 class Reloader:
     """Reloads a program's configuration: one reload at a time, each outcome in the log and in a metric.
 

@@ -199,6 +199,16 @@ class GatewaySettings(ConfigModel):
     shared: SharedSettings | None = None
     max_body: Size = 64 * 2**20
 
+    @model_validator(mode="before")
+    @classmethod
+    def _derive_url(cls, written: Any) -> Any:
+        """The gateway is reached where it listens, unless the configuration says otherwise."""
+        if not isinstance(written, dict) or "url" in written or not isinstance(listen := written.get("listen"), str):
+            return written
+        host, _, port = listen.rpartition(":")
+        reached = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104 - compared
+        return {**written, "url": f"http://{reached}:{port}"} if port.isdigit() else written
+
     @model_validator(mode="after")
     def _check_tokens(self) -> "GatewaySettings":
         """Check that a token belongs to one client, and gives no other access."""

@@ -173,6 +173,18 @@ def test_check_and_the_servers_need_all_secrets(unset: Path, command: str) -> No
     assert (done.returncode, "UNSET_EXPORTER" in done.stderr or "UNSET_TOKEN" in done.stderr) == (1, True), done.stderr
 
 
+def test_check_for_the_gateway(tmp_path: Path) -> None:
+    empty = write(tmp_path / "empty", defib="gateway: {}")
+    done = defib("check", "--for", "gateway", "--config", str(empty))
+    assert (done.returncode, "gateway.upstreams: is empty" in done.stderr) == (1, True), done
+    assert defib("check", "--config", str(empty)).returncode == 0
+    upstreams = "gateway: {upstreams: {a: {url: 'http://h/v1'}}, state_file: ./no/where}"
+    config = write(tmp_path / "config", defib=upstreams)
+    done = defib("check", "--for", "gateway", "--config", str(config))
+    assert done.stdout == f"{config}: 0 hosts, 0 services, 1 upstream, 0 clients, no errors\n"
+    assert "gateway.state_file: the folder does not exist" in done.stderr
+
+
 def test_a_database_that_is_an_unset_reference(tmp_path: Path) -> None:
     write(tmp_path / "config", defib='remediator: {database: "sqlite:///${UNSET_FOLDER}/record.db"}')
     done = defib("backup", str(tmp_path), "--config", str(tmp_path / "config"))

@@ -686,6 +686,13 @@ async def test_limits_are_changed_by_admins_and_audited(gateway: Gateway, api: M
     wrong = await gateway.client.put(url, json={"upstreams": {"api": {"rate": "fast"}}}, headers=ADMIN)
     assert "is not a rate" in wrong.json()["error"]["message"]
     assert (await gateway.client.put(url, json={"upstreams": {"x": {}}}, headers=ADMIN)).status_code == 404
+    for limits in (
+        {"queue_size": "200"},
+        {"upstreams": {"api": {"burst": True}}},
+        {"upstreams": {"api": {"concurrency": 2.5}}},
+    ):
+        refused = await gateway.client.put(url, json=limits, headers=ADMIN)
+        assert (refused.status_code, "must be a whole number" in refused.text) == (400, True), limits
     api.respond = endless
     async with gateway.client.stream("POST", "/v1/chat/completions", json={"model": "m"}) as response:
         parts = response.aiter_raw()

@@ -184,6 +184,31 @@ async def test_requests_that_wait_keep_their_upstream_at_a_reload(gateway: Gatew
     assert [each.header("Authorization") for each in api.received] == [[f"Bearer {KEY}"]] * 2
 
 
+async def test_a_reload_says_what_needs_a_restart(gateway: Gateway) -> None:
+    gateway.configure()
+    await gateway.start()
+    gateway.configure(state_file=str(gateway.folder / "other"), metrics_listen="127.0.0.1:1")
+    assert (await gateway.client.post("/-/reload", headers=ADMIN)).is_success
+    (warning,) = await gateway.logged("restart_needed")
+    assert warning["settings"] == ["gateway.metrics_listen", "gateway.state_file"]
+
+
+async def test_a_stream_that_a_stop_ends_was_not_left_by_its_client(gateway: Gateway, api: ModelApi) -> None:
+    gateway.configure()
+    await gateway.start()
+    api.respond = endless
+
+    async def read_to_the_end() -> None:
+        async with gateway.client.stream("POST", "/v1/chat/completions", json={"model": "m"}) as response:
+            async for part in response.aiter_raw():
+                if part and not gateway.find_logged("server_stopping"):
+                    os.kill(gateway.pid, signal.SIGTERM)
+
+    with pytest.raises(httpx.RemoteProtocolError):
+        await read_to_the_end()
+    assert [each["outcome"] for each in await gateway.logged("request")] == ["shutting_down"]
+
+
 async def test_a_stop_waits_for_requests_that_wait(gateway: Gateway, api: ModelApi) -> None:
     gateway.configure({"api": gateway.upstream(concurrency=1)})
     await gateway.start()

@@ -187,7 +187,8 @@ def test_the_readme_s_commands_exist() -> None:
 @pytest.mark.parametrize("text", examples(DOCS["gateway"], "yaml"))
 def test_the_configuration_of_the_gateway_page_loads(tmp_path: Path, text: str) -> None:
     (tmp_path / "secrets").mkdir()
-    (tmp_path / "secrets" / "nvidia_api_key").write_text("a-key")
+    for name in ("nvidia_api_key", "gateway_token"):
+        (tmp_path / "secrets" / name).write_text(f"{name} with 24 characters".replace(" ", "-"))
     environ = {name: name for name in re.findall(r"\$\{(\w+)\}", text)}
     gateway = loaded(write(tmp_path, a=text), environ).inventory.gateway
     assert gateway.upstreams["nvidia"].rate == 40

@@ -125,3 +125,19 @@ def test_waits_of_each_priority(tmp_path: Path) -> None:
 def test_rates(text: str, rate: float) -> None:
     assert parse_rate(text) == rate
     assert parse_rate(format_rate(rate)) == rate
+
+
+@pytest.mark.parametrize(
+    ("written", "url"),
+    [
+        ("", "http://127.0.0.1:9190"),
+        ("listen: 10.0.0.5:9200", "http://10.0.0.5:9200"),
+        ("listen: ':9200'", "http://127.0.0.1:9200"),
+        ("listen: 0.0.0.0:9200", "http://127.0.0.1:9200"),
+        ("listen: '[::]:9200'", "http://[::1]:9200"),
+        ("{listen: ':9200', url: 'http://gateway:9190'}", "http://gateway:9190"),
+    ],
+)
+def test_the_gateway_is_reached_where_it_listens(tmp_path: Path, written: str, url: str) -> None:
+    config = write(tmp_path, a=f"gateway:\n  {written or '{}'}\n")
+    assert loaded(config).inventory.gateway.url.url == url
