@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from runtime.errors import DefibError
 from runtime.validation_messages import describe_first
@@ -20,86 +20,98 @@ IpProtocol = Literal["", "ip4", "ip6"]
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_empty(cls, written: object) -> object:
+        """An empty section or option is as one that is not written."""
+        return (
+            {key: value for key, value in written.items() if value is not None}
+            if isinstance(written, dict)
+            else written
+        )
+
 
 def _as_text(value: object) -> object:
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+    """Return a number or a truth value as the text that it mostly was in YAML."""
+    return str(value).lower() if isinstance(value, int | float) else value
 
 
 Text = Annotated[str, BeforeValidator(_as_text)]
+Secret = Annotated[SecretStr, BeforeValidator(_as_text)]
 
 
 class TlsConfig(_Model):
     insecure_skip_verify: bool = False
-    ca_file: str = ""
-    cert_file: str = ""
-    key_file: str = ""
-    server_name: str = ""
+    ca_file: Text = ""
+    cert_file: Text = ""
+    key_file: Text = ""
+    server_name: Text = ""
     min_version: Literal["", "TLS10", "TLS11", "TLS12", "TLS13"] = ""
     max_version: Literal["", "TLS10", "TLS11", "TLS12", "TLS13"] = ""
 
 
 class BasicAuth(_Model):
-    username: str = ""
-    password: SecretStr = SecretStr("")
-    password_file: str = ""
+    username: Text = ""
+    password: Secret = SecretStr("")
+    password_file: Text = ""
 
 
 class Authorization(_Model):
-    type: str = "Bearer"
-    credentials: SecretStr = SecretStr("")
-    credentials_file: str = ""
+    type: Text = "Bearer"
+    credentials: Secret = SecretStr("")
+    credentials_file: Text = ""
 
 
 class OAuth2(_Model):
-    client_id: str
-    client_secret: SecretStr = SecretStr("")
-    client_secret_file: str = ""
-    token_url: str
-    scopes: list[str] = []
-    endpoint_params: dict[str, str] = Field(default_factory=dict)
+    client_id: Text
+    client_secret: Secret = SecretStr("")
+    client_secret_file: Text = ""
+    token_url: Text
+    scopes: list[Text] = []
+    endpoint_params: dict[str, Text] = Field(default_factory=dict)
 
 
 class HeaderMatch(_Model):
-    header: str
-    regexp: str
+    header: Text
+    regexp: Text
     allow_missing: bool = False
 
 
 class HttpModule(_Model):
     valid_status_codes: list[int] = []
-    valid_http_versions: list[str] = []
-    method: str = "GET"
-    headers: dict[str, SecretStr] = Field(default_factory=dict)
-    body: str = ""
-    body_file: str = ""
-    body_size_limit: str | int = 0
-    compression: str = ""
+    valid_http_versions: list[Text] = []
+    method: Text = "GET"
+    headers: dict[str, Secret] = Field(default_factory=dict)
+    body: Text = ""
+    body_file: Text = ""
+    body_size_limit: Text = ""
+    compression: Text = ""
     follow_redirects: bool = True
     no_follow_redirects: bool = False
     fail_if_ssl: bool = False
     fail_if_not_ssl: bool = False
-    fail_if_body_matches_regexp: list[str] = []
-    fail_if_body_not_matches_regexp: list[str] = []
+    fail_if_body_matches_regexp: list[Text] = []
+    fail_if_body_not_matches_regexp: list[Text] = []
     fail_if_header_matches: list[HeaderMatch] = []
     fail_if_header_not_matches: list[HeaderMatch] = []
     basic_auth: BasicAuth | None = None
     authorization: Authorization | None = None
-    bearer_token: SecretStr = SecretStr("")
-    bearer_token_file: str = ""
+    bearer_token: Secret = SecretStr("")
+    bearer_token_file: Text = ""
     oauth2: OAuth2 | None = None
-    proxy_url: str = ""
-    proxy_connect_header: dict[str, list[SecretStr]] = Field(default_factory=dict)
+    proxy_url: Text = ""
+    proxy_connect_header: dict[str, list[Secret]] = Field(default_factory=dict)
     skip_resolve_phase_with_proxy: bool = False
     enable_http2: bool = True
     tls_config: TlsConfig = TlsConfig()
     preferred_ip_protocol: IpProtocol = ""
     ip_protocol_fallback: bool = True
-    source_ip_address: str = ""
+    source_ip_address: Text = ""
 
 
 class QueryResponse(_Model):
-    expect: str = ""
-    send: str = ""
+    expect: Text = ""
+    send: Text = ""
     starttls: bool = False
 
 
@@ -109,31 +121,31 @@ class TcpModule(_Model):
     tls_config: TlsConfig = TlsConfig()
     preferred_ip_protocol: IpProtocol = ""
     ip_protocol_fallback: bool = True
-    source_ip_address: str = ""
+    source_ip_address: Text = ""
 
 
 class RecordChecks(_Model):
-    fail_if_matches_regexp: list[str] = []
-    fail_if_all_match_regexp: list[str] = []
-    fail_if_not_matches_regexp: list[str] = []
-    fail_if_none_matches_regexp: list[str] = []
+    fail_if_matches_regexp: list[Text] = []
+    fail_if_all_match_regexp: list[Text] = []
+    fail_if_not_matches_regexp: list[Text] = []
+    fail_if_none_matches_regexp: list[Text] = []
 
 
 class DnsModule(_Model):
-    query_name: str
-    query_type: str = "ANY"
-    query_class: str = "IN"
+    query_name: Text
+    query_type: Text = "ANY"
+    query_class: Text = "IN"
     recursion_desired: bool = True
     transport_protocol: Literal["udp", "tcp"] = "udp"
     dns_over_tls: bool = False
     tls_config: TlsConfig = TlsConfig()
-    valid_rcodes: list[str] = []
+    valid_rcodes: list[Text] = []
     validate_answer_rrs: RecordChecks = RecordChecks()
     validate_authority_rrs: RecordChecks = RecordChecks()
     validate_additional_rrs: RecordChecks = RecordChecks()
     preferred_ip_protocol: IpProtocol = ""
     ip_protocol_fallback: bool = True
-    source_ip_address: str = ""
+    source_ip_address: Text = ""
 
 
 class IcmpModule(_Model):
@@ -142,11 +154,11 @@ class IcmpModule(_Model):
     ttl: int = 0
     preferred_ip_protocol: IpProtocol = ""
     ip_protocol_fallback: bool = True
-    source_ip_address: str = ""
+    source_ip_address: Text = ""
 
 
 class GrpcModule(_Model):
-    service: str = ""
+    service: Text = ""
     tls: bool = False
     tls_config: TlsConfig = TlsConfig()
     preferred_ip_protocol: IpProtocol = ""

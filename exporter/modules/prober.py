@@ -12,8 +12,9 @@ import structlog
 from pydantic import ValidationError
 
 from exporter.modules.blackbox_file import Module, read_file
-from exporter.modules.translation import find_host, translate
+from exporter.modules.translation import find_host, list_files, translate
 from exporter.probes import PROBES
+from exporter.probes.net.tls_contexts import read_version
 from exporter.results import ProbeDetails, ProbeResult
 from exporter.scheduler.probe_runner import run_options
 from fleet.inventory.module_targets import matches_target
@@ -56,7 +57,7 @@ class ModuleProber:
         self._redact = redact
         self._modules: Mapping[str, Module] = {}
         self._targets: Sequence[str] | None = None
-        self._options: OrderedDict[tuple[str, str, str], Any] = OrderedDict()
+        self._options: OrderedDict[tuple[str, str, str, tuple[object, ...]], Any] = OrderedDict()
         self._free = asyncio.Semaphore(CONCURRENT)
         self.is_enabled = False
 
@@ -98,10 +99,13 @@ class ModuleProber:
 
     async def _find_options(self, name: str, module: Module, target: str, hostname: str) -> Any:
         """Return the options for a target, which keep its OAuth 2 token. Raises ValueError."""
-        key, known = (name, target, hostname), self._options
+        # In a thread: files may be on a slow filesystem.
+        files = list_files(module)
+        versions = await asyncio.to_thread(_read_versions, files) if files else ()
+        key, known = (name, target, hostname, versions), self._options
         options = known.get(key)
         if options is None:
-            # In a thread: it may read files.
+            # In a thread, too.
             options, secrets = await asyncio.to_thread(create_options, module, target, hostname)
             self._redact.add(secrets)
             known[key] = options
@@ -134,6 +138,14 @@ def create_options(module: Module, target: str, hostname: str) -> tuple[Any, lis
     written = translate(module, target, hostname)
     options = PROBES[module.prober].options.model_validate(written)
     return options, list(find_secrets(written, options))
+
+
+def _read_versions(files: Sequence[str]) -> tuple[object, ...]:
+    """Return what changes with the content of files. Raises ValueError."""
+    try:
+        return tuple(read_version(Path(file)) for file in files)
+    except OSError as error:
+        raise ValueError(f"cannot read {error.filename}: {error.strerror}") from None
 
 
 def _first_problem(error: ValueError) -> str:

@@ -14,6 +14,7 @@ _PHASES = ("resolve", "connect", "tls", "processing", "transfer")
 _EXPIRY = "service_tls_certificate_expiry_timestamp_seconds"
 _CHAIN_EXPIRY = "service_tls_chain_expiry_timestamp_seconds"
 _VERSIONS = {"TLSv1": "TLS 1.0", "TLSv1.1": "TLS 1.1", "TLSv1.2": "TLS 1.2", "TLSv1.3": "TLS 1.3"}
+_REDIRECTS, _WITHOUT_BODY = (301, 302, 303, 307, 308), (0, 204, 304)  # 0: no response
 _BY_PATTERN = ("body", "header")  # reasons
 
 
@@ -65,12 +66,16 @@ def _http(probe: ModuleProbe) -> Iterator[GaugeMetricFamily]:
     gauges, headers = details.gauges, dict(details.evidence.get("headers", ()))
     phases = {phase: details.phases.get(phase, 0.0) for phase in _PHASES}
     yield _by_phase("probe_http_duration_seconds", phases)
-    yield _gauge("probe_http_status_code", "Status code of the response.", gauges.get("service_http_status_code", 0))
-    yield _gauge("probe_http_redirects", "Number of redirects.", gauges.get("service_http_redirects", 0))
+    status = gauges.get("service_http_status_code", 0)
+    yield _gauge("probe_http_status_code", "Status code of the response.", status)
+    is_not_followed = status in _REDIRECTS and bool(headers.get("location"))
+    redirects = gauges.get("service_http_redirects", int(is_not_followed))
+    yield _gauge("probe_http_redirects", "Number of redirects.", redirects)
     over_tls = details.tls is not None and "service_http_status_code" in gauges
     yield _gauge("probe_http_ssl", "Whether the final response came over TLS.", int(over_tls))
     length = headers.get("content-length", "")
-    number = float(length) if length.isdecimal() and len(length) < 20 else -1  # noqa: PLR2004 - a length fits into 64 bits
+    unknown = 0 if status in _WITHOUT_BODY else -1
+    number = float(length) if length.isdecimal() and len(length) < 20 else unknown  # noqa: PLR2004 - a length fits into 64 bits
     yield _gauge("probe_http_content_length", "Content-Length of the response; -1 if unknown.", number)
     size = gauges.get("service_http_body_bytes", 0)
     yield _gauge("probe_http_uncompressed_body_length", "Length of the body.", size)

@@ -1,9 +1,13 @@
 """Translates a module of blackbox_exporter and a target into the options of a probe."""
 
 import re
+from base64 import b64encode
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import re2
 
 from exporter.modules.blackbox_file import (
     Authorization,
@@ -13,16 +17,20 @@ from exporter.modules.blackbox_file import (
     HttpModule,
     IcmpModule,
     Module,
+    QueryResponse,
     RecordChecks,
     TcpModule,
     TlsConfig,
 )
 from fleet.inventory.endpoints import split_address
+from fleet.inventory.units import compile_pattern
 
+MAX_GROUP = 9
 SECRET_LIMIT = 64 * 1024  # bytes of a file with a password
 _VERSIONS = {"TLS10": "1.0", "TLS11": "1.1", "TLS12": "1.2", "TLS13": "1.3"}
 _HTTP_VERSIONS = {"HTTP/1.0": "1.0", "HTTP/1.1": "1.1", "HTTP/2.0": "2"}
-_GROUP = re.compile(r"\$\{(\d)\}|\$(\d)(?!\d)")
+_REFERENCE = re.compile(r"\$(?:\$|\{(\w+)\}|(\w+))")  # as Go's Regexp.Expand has them
+_SIZE = re.compile(r"(?:(\d{1,15}(?:\.\d{1,9})?) ?([KMGTkmgt]?)(?:i?B)?)?")
 _OUR_GROUP = re.compile(r"(?<!\$)\{\d\}")
 
 
@@ -44,6 +52,19 @@ def translate(module: Module, target: str, hostname: str = "") -> dict[str, Any]
     return _translate_grpc(module.grpc, target)
 
 
+def list_files(module: Module) -> list[str]:
+    """Return the files whose content becomes a part of the options; those of TLS and bearer tokens does not."""
+    http = module.http
+    files = [http.body_file]
+    if http.basic_auth is not None:
+        files.append(http.basic_auth.password_file)
+    if http.authorization is not None:
+        files.append(http.authorization.credentials_file)
+    if http.oauth2 is not None:
+        files.append(http.oauth2.client_secret_file)
+    return [each for each in files if each]
+
+
 def find_host(prober: str, options: Any) -> str:
     """Return the host that a probe of the kind `prober` connects to."""
     if prober == "http":
@@ -62,29 +83,58 @@ def _translate_http(module: HttpModule, target: str, hostname: str) -> dict[str,
         headers["Authorization"] = _format_authorization(module.authorization)
     if module.compression and not any(name.lower() == "accept-encoding" for name in headers):
         headers["Accept-Encoding"] = module.compression
+    url, user_info = _split_user_info(target if target.startswith(("http://", "https://")) else f"http://{target}")
     options: dict[str, Any] = {
-        "url": target if target.startswith(("http://", "https://")) else f"http://{target}",
+        "url": url.replace(" ", "%20"),
         "method": module.method or "GET",
         "headers": headers,
         "follow_redirects": module.follow_redirects and not module.no_follow_redirects,
         "tls": tls,
         "version": "auto" if module.enable_http2 else "1.1",
         "expect": _expect_of_http(module),
-        **_auth_of(module),
+        **(_auth_of(module) or user_info),
         **_dial(module),
     }
     if module.body and module.body_file:
         raise ValueError("http: body and body_file exclude each other")
     if module.body or module.body_file:
         options["body"] = module.body or _read_text(module.body_file)
-    if module.body_size_limit:
-        size = str(module.body_size_limit)
-        options["max_body"] = f"{size}B" if size.isdigit() else re.sub(r"(?<=\d)([KMG])B$", r"\1iB", size)
+        if not any(name.lower() == "content-type" for name in headers):
+            headers["Content-Type"] = ""  # none
+    if limit := _parse_size(module.body_size_limit):
+        options["max_body"] = f"{limit}B"
     if module.proxy_url:
-        headers_of_proxy = module.proxy_connect_header.items()
-        sent = {name: value.get_secret_value() for name, values in headers_of_proxy for value in values}
-        options["proxy"] = {"url": module.proxy_url, "headers": sent}
+        options["proxy"] = _translate_proxy(module)
     return options
+
+
+def _split_user_info(url: str) -> tuple[str, dict[str, Any]]:
+    """Return a URL without user and password, and these as options."""
+    parts = urlsplit(url)
+    user_info, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return url, {}
+    user, _, password = user_info.partition(":")
+    basic = {"username": unquote(user), "password": unquote(password)}
+    return url.replace(parts.netloc, host, 1), {"auth": {"basic": basic}}
+
+
+def _parse_size(text: str) -> int:
+    """Return the bytes of a size such as `1.5MB`, whose units are powers of 1024; 0 if there is none."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(f"http: body_size_limit: {text!r} is not a size")
+    return int(float(found[1] or 0) * 1024 ** " KMGT".index((found[2] or " ").upper()))
+
+
+def _translate_proxy(module: HttpModule) -> dict[str, Any]:
+    url, user_info = _split_user_info(module.proxy_url)
+    sent = {name: value.get_secret_value() for name, values in module.proxy_connect_header.items() for value in values}
+    if user_info:
+        basic = user_info["auth"]["basic"]
+        credentials = b64encode(f"{basic['username']}:{basic['password']}".encode()).decode()
+        sent["Proxy-Authorization"] = f"Basic {credentials}"
+    return {"url": url, "headers": sent}
 
 
 def _expect_of_http(module: HttpModule) -> dict[str, Any]:
@@ -108,16 +158,13 @@ def _expect_of_http(module: HttpModule) -> dict[str, Any]:
 
 
 def _expect_of_headers(lacking: list[HeaderMatch], matching: list[HeaderMatch]) -> dict[str, Any]:
-    """Return what is expected of each header. Raises ValueError if one probe cannot check it all."""
+    """Return what is expected of each header."""
     expected: dict[str, dict[str, Any]] = {}
     for key, checks in (("lacks", lacking), ("matches", matching)):
         for check in checks:
-            found = expected.setdefault(check.header.lower(), {"optional": check.allow_missing})
-            if found["optional"] != check.allow_missing:
-                raise ValueError(f"http: the checks of the header {check.header} differ in allow_missing")
-            if key == "matches" and key in found:
-                raise ValueError(f"http: the header {check.header} has two checks in fail_if_header_not_matches")
-            found[key] = f"(?:{found[key]})|(?:{check.regexp})" if key in found else check.regexp
+            found = expected.setdefault(check.header.lower(), {"optional": True, "matches": [], "lacks": []})
+            found["optional"] = found["optional"] and check.allow_missing  # one that may not be missing fails
+            found[key].append(check.regexp)
     return expected
 
 
@@ -149,7 +196,7 @@ def _translate_tcp(module: TcpModule, target: str, hostname: str) -> dict[str, A
         if entry.expect:
             steps.append({"expect": entry.expect})
         if entry.send:
-            steps.append({"send": f"{_translate_groups(entry.send)}\n"})
+            steps.append({"send": f"{_translate_groups(entry)}\n"})
         if entry.starttls:
             steps.append({"starttls": True})
     tls = _translate_tls(module.tls_config)
@@ -159,10 +206,28 @@ def _translate_tcp(module: TcpModule, target: str, hostname: str) -> dict[str, A
     return {"address": target, "dialogue": steps, **({"tls": tls} if uses_tls else {}), **_dial(module)}
 
 
-def _translate_groups(text: str) -> str:
+def _translate_groups(entry: QueryResponse) -> str:
+    """Return what an entry sends, with references to groups of its own match as those of a dialogue."""
+    text = entry.send
     if _OUR_GROUP.search(text):
         raise ValueError(f"tcp: send: {text!r} has a number in braces, which stands for a group here")
-    return _GROUP.sub(lambda found: f"{{{found[1] or found[2]}}}", text)
+    if not entry.expect:
+        return text
+    try:
+        pattern = compile_pattern(entry.expect)
+    except re2.error:  # reported with its place, when the options are checked
+        return text
+
+    def translate(reference: re.Match[str]) -> str:
+        name = reference[1] or reference[2]
+        if name is None:
+            return "$"
+        number = int(name) if name.isdecimal() else pattern.groupindex.get(name, 0)
+        if (number == 0 and name.isdecimal()) or number > MAX_GROUP:
+            raise ValueError(f"tcp: send: {reference[0]} cannot be sent, only the groups 1 to {MAX_GROUP}")
+        return f"{{{number}}}" if 0 < number <= pattern.groups else ""  # nothing, as there
+
+    return _REFERENCE.sub(translate, text)
 
 
 def _translate_dns(module: DnsModule, target: str) -> dict[str, Any]:

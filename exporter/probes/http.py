@@ -26,7 +26,7 @@ from exporter.probes.peer_work import run_in_thread
 from exporter.probes.values import HttpValues, find_texts, note_http_values
 from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import ConfigModel
-from fleet.inventory.units import Pattern, Patterns, PositiveDuration, as_list
+from fleet.inventory.units import Patterns, PositiveDuration, as_list
 from runtime.redaction import Redactor
 
 T = TypeVar("T")
@@ -45,7 +45,7 @@ def _parse_statuses(value: object) -> list[tuple[int, int]]:
         low, _, high = text.partition("-")
         if text[1:] == "xx" and text[:1] in "12345":
             ranges.append((int(text[0]) * 100, int(text[0]) * 100 + 99))
-        elif low.isdigit() and (not high or high.isdigit()) and 100 <= int(low) <= int(high or low) <= 599:  # noqa: PLR2004 - HTTP status codes
+        elif low.isdigit() and (not high or high.isdigit()) and 100 <= int(low) <= int(high or low) <= 999:  # noqa: PLR2004 - HTTP status codes
             ranges.append((int(low), int(high or low)))
         else:
             raise ValueError(f"{text} is not a status code (write 200, 2xx or 200-299)")
@@ -55,19 +55,19 @@ def _parse_statuses(value: object) -> list[tuple[int, int]]:
 class HeaderExpect(ConfigModel):
     """What a response header must be; `optional` accepts that it is missing."""
 
-    matches: Pattern | None = None
-    lacks: Pattern | None = None
+    matches: Patterns = []
+    lacks: Patterns = []
     optional: bool = False
 
     @model_validator(mode="after")
     def _can_fail(self) -> "HeaderExpect":
-        if self.optional and self.matches is None and self.lacks is None:
+        if self.optional and not self.matches and not self.lacks:
             raise ValueError("can never fail: add matches or lacks, or remove `optional: true`")
         return self
 
 
 def _expand_header(value: object) -> object:
-    return {"matches": value} if isinstance(value, str) else value
+    return {"matches": value} if isinstance(value, str | list) else value
 
 
 HttpVersion = Literal["1.0", "1.1", "2"]
@@ -87,7 +87,7 @@ class HttpExpect(ConfigModel):
     tls: bool | None = None
     headers: dict[
         RequestHeaderName,
-        Annotated[HeaderExpect, BeforeValidator(_expand_header, json_schema_input_type=str | HeaderExpect)],
+        Annotated[HeaderExpect, BeforeValidator(_expand_header, json_schema_input_type=str | list[str] | HeaderExpect)],
     ] = Field(default_factory=dict)
     body_matches: Patterns = []
     body_lacks: Patterns = []
@@ -323,19 +323,20 @@ def check_response(
 
 
 def _check_header(name: str, expect: HeaderExpect, values: list[str], details: ProbeDetails) -> None:
-    """Raise ProbeFailure unless a value matches `matches`, and no value matches `lacks`."""
+    """Raise ProbeFailure unless a value matches each of `matches`, and no value matches any of `lacks`."""
     if not values:
         if expect.optional:
             return
         raise ProbeFailure("header", f"the header {name} is missing")
     texts = [value.encode() for value in values]
-    if expect.matches is not None and not any(map(compile_cached(expect.matches).search, texts)):
-        shown = " and ".join(quote_excerpt(text, details) for text in texts[:VALUES_SHOWN])
-        raise ProbeFailure("header", f"the header {name} is {shown}, expected to match {expect.matches!r}")
-    for text in texts:
-        if expect.lacks is not None and compile_cached(expect.lacks).search(text) is not None:
-            shown = quote_excerpt(text, details)
-            raise ProbeFailure("header", f"the header {name} is {shown}, expected not to match {expect.lacks!r}")
+    for pattern in expect.matches:
+        if not any(map(compile_cached(pattern).search, texts)):
+            shown = " and ".join(quote_excerpt(text, details) for text in texts[:VALUES_SHOWN])
+            raise ProbeFailure("header", f"the header {name} is {shown}, expected to match {pattern!r}")
+    for pattern in expect.lacks:
+        if (found := next(filter(compile_cached(pattern).search, texts), None)) is not None:
+            shown = quote_excerpt(found, details)
+            raise ProbeFailure("header", f"the header {name} is {shown}, expected not to match {pattern!r}")
 
 
 HTTP = ProbeKind(HttpProbeOptions, probe_http)

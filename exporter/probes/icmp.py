@@ -37,7 +37,7 @@ class IcmpExpect(UnreachableExpect):
 class IcmpProbeOptions(DialOptions):
     address: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._:%-]+$")
     count: int = Field(1, ge=1, le=100)
-    size: int = Field(56, ge=8, le=65000)
+    size: int = Field(56, ge=8, le=65507)
     ttl: int | None = Field(None, ge=1, le=255)
     dont_fragment: bool = False
     expect: Annotated[

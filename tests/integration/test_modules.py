@@ -1,6 +1,7 @@
 """`GET /probe` of the exporter: blackbox_exporter's modules and Prometheus' configuration for them."""
 
 import asyncio
+from base64 import b64encode
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import httpx
 import pytest
 import yaml
 
-from exporter.modules.prober import ModuleProber, read_modules
+from exporter.modules.prober import ModuleProber, create_options, read_modules
 from exporter.probes import PROBES
 from exporter.scheduler import probe_runner
 from runtime.errors import DefibError
@@ -226,6 +227,96 @@ async def test_check_finds_errors_of_modules(exporter: Exporter) -> None:
     done = await asyncio.to_thread(run_defib, "check", "--config", str(exporter.folder / "config"))
     assert done.returncode == 1
     assert "blackbox.yml: modules.a.http.methd: unknown key" in done.stderr
+
+
+GOOD = """
+modules:
+  empty: {prober: http, timeout: , http: }
+  sections: {prober: http, http: {tls_config: , headers: , valid_status_codes: , fail_if_body_matches_regexp: }}
+  others: {prober: dns, tcp: , icmp: , grpc: , dns: {query_name: example.org, validate_answer_rrs: }}
+  scalars:
+    prober: http
+    http:
+      method: POST
+      headers: {X-Number: 5, X-Truth: true}
+      body: 5
+      basic_auth: {username: 5, password: 123456}
+      fail_if_body_not_matches_regexp: [200]
+      valid_status_codes: [200, 999]
+      body_size_limit: 1.5MB
+      proxy_url: http://user:p%40ss@127.0.0.1:1
+  unlimited: {prober: http, http: {body_size_limit: 0B}}
+  headers:
+    prober: http
+    http:
+      fail_if_header_not_matches:
+        - {header: Strict-Transport-Security, regexp: max-age}
+        - {header: strict-transport-security, regexp: includeSubDomains, allow_missing: true}
+  dialogue:
+    prober: tcp
+    tcp:
+      query_response:
+        - {expect: '^(?P<word>\\w+) (\\w+)', send: '${word} $2 $$5 $none ${word}!$1x'}
+        - {send: 'costs $1'}
+  ping: {prober: icmp, icmp: {payload_size: 65507}}
+"""
+
+
+def test_files_that_are_accepted(tmp_path: Path) -> None:
+    file = tmp_path / "blackbox.yml"
+    file.write_text(GOOD)
+    modules = read_modules(file)
+    options, secrets = create_options(modules["scalars"], "127.0.0.1", "")
+    sent = options.request.data
+    assert (b"X-Number: 5\r\n" in sent, b"X-Truth: true\r\n" in sent, b"Content-Type" in sent) == (True, True, False)
+    assert (options.max_body, options.expect.status) == (1536 * 1024, [(200, 200), (999, 999)])
+    assert "123456" in secrets
+    assert options.proxy.url == "http://127.0.0.1:1"
+    assert options.proxy.sent_headers["Proxy-Authorization"] == f"Basic {b64encode(b'user:p@ss').decode()}"
+    header = create_options(modules["headers"], "127.0.0.1", "")[0].expect.headers["strict-transport-security"]
+    assert (header.matches, header.optional) == (["max-age", "includeSubDomains"], False)
+    dialogue = create_options(modules["dialogue"], "127.0.0.1:1", "")[0].dialogue
+    assert [step.send for step in dialogue if step.send] == ["{1} {2} $5  {1}!\n", "costs $1\n"]
+
+
+@pytest.mark.parametrize(
+    ("target", "line", "credentials"),
+    [
+        ("http://u%2F:p%40@127.0.0.1/a b?c=d e", b"GET /a%20b?c=d%20e HTTP/1.1\r\n", b"u/:p@"),
+        ("127.0.0.1/x@y", b"GET /x@y HTTP/1.1\r\n", None),
+    ],
+)
+def test_targets_as_people_write_them(tmp_path: Path, target: str, line: bytes, credentials: bytes | None) -> None:
+    file = tmp_path / "blackbox.yml"
+    file.write_text("modules: {a: {prober: http}}")
+    sent = create_options(read_modules(file)["a"], target, "")[0].request.data
+    assert sent.startswith(line)
+    assert (b"Authorization: Basic " + b64encode(credentials) in sent) if credentials else b"Authorization" not in sent
+
+
+async def test_a_file_with_a_password_is_read_again_when_it_changes(
+    exporter: Exporter, serve: Serve, tmp_path: Path
+) -> None:
+    seen: list[str] = []
+
+    async def remember(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        seen.append(head.partition("Authorization: ")[2].partition("\r\n")[0])
+        writer.write(b"HTTP/1.1 204 OK\r\n\r\n")
+
+    port = await serve(remember)
+    password = tmp_path / "password"
+    configure(
+        exporter, {"a": {"prober": "http", "http": {"basic_auth": {"username": "u", "password_file": str(password)}}}}
+    )
+    for text in ("first-one", "the-second-one"):
+        password.write_text(text)
+        if not seen:
+            await exporter.start()
+        assert "\nprobe_success 1.0\n" in (await probe(exporter, target=f"127.0.0.1:{port}", module="a")).text
+    assert seen == [f"Basic {b64encode(f'u:{text}'.encode()).decode()}" for text in ("first-one", "the-second-one")]
+    password.unlink()
+    assert "\nprobe_success 0.0\n" in (await probe(exporter, target=f"127.0.0.1:{port}", module="a")).text
 
 
 async def test_a_refused_file_shows_no_value(exporter: Exporter) -> None:

@@ -234,6 +234,65 @@ async def test_the_status_code_of_a_redirect_stays_known(serve: Serve, tmp_path:
     assert result.details.evidence["body"] == b"here"
 
 
+async def test_of_a_repeated_header_the_first_value_is_used(serve: Serve, tmp_path: Path) -> None:
+    got: list[str] = []
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        got.append((await reader.readuntil(b"\r\n\r\n")).split(b" ")[1].decode())
+        if len(got) == 1:
+            writer.write(b"HTTP/1.1 302 Found\r\nLocation: /plain\r\nLocation: /plain\r\nContent-Length: 0\r\n\r\n")
+        else:
+            text = "text/plain; charset=windows-1251"
+            lines = f"HTTP/1.1 200 OK\r\nContent-Type: {text}\r\nContent-Type: {text}\r\nX-N: 5\r\nX-N: 5\r\n"
+            writer.write(f"{lines}Content-Length: 2\r\n\r\n".encode() + "Да".encode("cp1251"))
+        await writer.drain()
+
+    url = f"http://127.0.0.1:{await serve(handler)}/"
+    result = await run(tmp_path, url, expect={"body_matches": "Да"}, values={"n": {"header": "X-N"}})
+    assert (result.success, got, result.details.values) == (True, ["/", "/plain"], {"n": 5.0}), result.message
+
+
+async def test_an_empty_location_is_none(serve: Serve, tmp_path: Path) -> None:
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 302 Found\r\nLocation:\r\nContent-Length: 0\r\n\r\n")
+
+    result = await run(tmp_path, f"http://127.0.0.1:{await serve(handler)}/", expect={"status": 302})
+    assert result.success, result.message
+
+
+@pytest.mark.parametrize(
+    ("expect", "message"),
+    [
+        (["max-age", "includeSub"], ""),
+        (["max-age", "preload"], "expected to match 'preload'"),
+        ({"lacks": ["none", "^max"]}, "expected not to match '^max'"),
+    ],
+)
+async def test_several_patterns_of_a_header(serve: Serve, tmp_path: Path, expect: Any, message: str) -> None:
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(head(b"Strict-Transport-Security: max-age=1; includeSubDomains", b"Content-Length: 0"))
+
+    url = f"http://127.0.0.1:{await serve(handler)}/"
+    result = await run(tmp_path, url, expect={"headers": {"Strict-Transport-Security": expect}})
+    assert (result.success, message in result.message) == (not message, True), result.message
+
+
+async def test_a_default_header_can_be_left_out(serve: Serve, tmp_path: Path) -> None:
+    got: list[bytes] = []
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        got.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(head(b"Content-Length: 0"))
+
+    url = f"http://127.0.0.1:{await serve(handler)}/"
+    result = await run(tmp_path, url, method="POST", body="x", headers={"content-type": "", "Accept": "", "X-Own": ""})
+    assert result.success, result.message
+    names = {line.partition(b":")[0].lower() for line in got[0].split(b"\r\n")[1:-2]}
+    assert names == {b"host", b"user-agent", b"x-own", b"content-length", b"connection"}
+
+
 async def test_a_token_in_a_file_is_read_for_each_probe(serve: Serve, tmp_path: Path) -> None:
     sent: list[bytes] = []
 
@@ -608,6 +667,27 @@ async def test_headers_and_cookies_after_redirects(tmp_path: Path) -> None:
     assert heard["/b"]["X-Key"] == "k3y12345"
     assert not {"Cookie", "X-Key", "Authorization"} & heard["other"].keys()
     assert result.details.gauges["service_http_redirects"] == 2
+
+
+@pytest.mark.parametrize(
+    "date", ["Thu, 01 Jan 1970 00:00:00 GMT", "Thu, 01-Jan-1970 00:00:00 GMT", "Mon, 01 Jan 1968 00:00:00 GMT"]
+)
+async def test_a_cookie_that_a_server_deletes_is_not_sent(tmp_path: Path, date: str) -> None:
+    heard: list[str] = []
+
+    async def handle(request: web.Request) -> web.Response:
+        heard.append(request.headers.get("Cookie", ""))
+        cookies = {"/a": "a=1; Path=/", "/b": f"a=; Path=/; Expires={date}"}
+        following = {"/a": "/b", "/b": "/c"}
+        if request.path == "/c":
+            return web.Response()
+        return web.Response(
+            status=302, headers={"Location": following[request.path], "Set-Cookie": cookies[request.path]}
+        )
+
+    async with peers.web_server(handle) as port:
+        result = await run(tmp_path, f"http://127.0.0.1:{port}/a")
+    assert (result.success, heard) == (True, ["", "a=1", ""])
 
 
 @pytest.mark.parametrize("value", ['"a b"', '"a\\"b"', "a/b=c", '"', "a%20b", ""])

@@ -56,6 +56,8 @@ TOLERATED = {
     "bare LF": (b"HTTP/1.1 200 OK\nX-A: 1\nContent-Length: 5\n\nhello", b"hello"),
     "bare LF and CRLF": (b"HTTP/1.1 200 OK\nX-A: 1\r\nContent-Length: 5\r\n\nhello", b"hello"),
     "blanks before the status code": (b"HTTP/1.1   200 OK\r\nX-A: 1\r\nContent-Length: 5\r\n\r\nhello", b"hello"),
+    "a coding that is none": (OK + b"X-A: 1\r\nTransfer-Encoding: identity\r\nContent-Length: 5\r\n\r\nhello", b"hello"),
+    "an empty coding alone": (OK + b"X-A: 1\r\nTransfer-Encoding:\r\nContent-Length: 5\r\n\r\nhello", b"hello"),
     "equal lengths": (OK + b"X-A: 1\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello", b"hello"),
     "equal lengths in a list": (OK + b"X-A: 1\r\nContent-Length: 5, 5\r\n\r\nhello", b"hello"),
     "a length and chunks": (OK + b"X-A: 1\r\nContent-Length: 30\r\nTransfer-Encoding: Chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", b"hello"),
@@ -85,7 +87,7 @@ REFUSED = {
     "nearly chunked": OK + b"Transfer-Encoding: xchunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
     "chunked with a control character": OK + b"Transfer-Encoding: chunked\x0b\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
     "an empty coding": OK + b"Transfer-Encoding: , chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
-    "a length and another coding": OK + b"Transfer-Encoding: identity\r\nContent-Length: 5\r\n\r\nhello",
+    "a length and another coding": OK + b"Transfer-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello",
     "nearly a length": OK + b"Content-Length\0: 5\r\n\r\nhello",
     "nearly a length before blanks": OK + b"Content -Length: 5\r\n\r\nhello",
     "a length after a bare CR": OK + b"X-A: 1\rContent-Length: 5\r\n\r\nhello",
@@ -169,9 +171,9 @@ NOISE = st.lists(st.sampled_from(["X-A: 1", "X-B : 2", "X-C: a\r\n b", "X D: 1",
 LINE_END = st.sampled_from(["\r\n", "\n"])
 BLANKS = st.sampled_from(["", " ", "\t", "\r\n "])
 LENGTHS = st.lists(st.integers(0, 30).map(str), min_size=2, max_size=4).filter(lambda values: len({*values}) > 1)
-CODINGS = st.lists(st.sampled_from(["chunked", "identity", "gzip", "x", "xchunked"]), min_size=2, max_size=4).filter(
-    lambda values: "chunked" in "".join(values[:-1]) or values[-1] == "xchunked"
-)
+CODINGS = st.lists(
+    st.sampled_from(["chunked", "identity", "", "gzip", "x", "xchunked"]), min_size=2, max_size=4
+).filter(lambda values: "chunked" in "".join(values[:-1]) or values[-1] == "xchunked")
 
 
 @given(st.data(), st.sampled_from(["Content-Length", "Transfer-Encoding"]))

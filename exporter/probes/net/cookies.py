@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from yarl import URL
 
 from exporter.probes.net.http_request import HttpRequest
+from runtime.times import parse_http_date
 
 if TYPE_CHECKING:
     from aiohttp import CookieJar
@@ -26,7 +27,7 @@ class Cookies:
         if set_cookies:
             self.values += list_values(set_cookies)
             self._jar = self._jar or _create_jar()
-            self._jar.update_cookies_from_headers(set_cookies[:COOKIES_LIMIT], url)
+            self._jar.update_cookies_from_headers(list(map(_end_at_epoch, set_cookies[:COOKIES_LIMIT])), url)
 
     def add_to(self, request: HttpRequest) -> HttpRequest:
         """Return the request with the cookies for its URL."""
@@ -36,6 +37,15 @@ class Cookies:
 def list_values(set_cookies: Iterable[str]) -> list[str]:
     """Return the values of cookies, as they are set by headers."""
     return [each.partition(";")[0].partition("=")[2].strip(' "') for each in set_cookies]
+
+
+def _end_at_epoch(set_cookie: str) -> str:
+    """Return a cookie that ends with 1970 or before, as those do that servers delete, in a form that the jar knows."""
+    for attribute in set_cookie.split(";")[1:]:
+        name, _, value = attribute.partition("=")
+        if name.strip().lower() == "expires" and (date := parse_http_date(value.strip())) is not None and date <= 0:
+            return f"{set_cookie}; Max-Age=0" if "max-age" not in set_cookie.lower() else set_cookie
+    return set_cookie
 
 
 def _create_jar() -> "CookieJar":

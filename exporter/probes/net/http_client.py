@@ -84,7 +84,7 @@ def read_token(path: Path) -> str:
 
 def decode(response: HttpResponse, options: HttpRequestOptions, details: ProbeDetails) -> HttpResponse:
     """Return the response with its body decoded. Raises ProbeFailure."""
-    encoding = response.header("content-encoding")
+    encoding = response.joined_header("content-encoding")
     if encoding is None or not response.body:
         return response
     body = decode_body(response.body, encoding, options.max_body)
@@ -174,7 +174,7 @@ async def _follow(
     followed = 0
     while options.follow_redirects and reader.status in (301, 302, 303, 307, 308):
         location = reader.header("location")
-        if location is None:
+        if not location:
             break
         followed += 1
         details.gauges["service_http_redirects"] = followed

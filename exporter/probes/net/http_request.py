@@ -191,9 +191,11 @@ class HttpRequestOptions(DialOptions):
         auth = self.credentials
         if auth is not None and auth.kind in ("basic", "bearer"):
             headers["authorization"] = ("Authorization", format_authorization(auth))
-        # Configured headers replace the default ones, whatever their case.
+        # Configured headers replace the default ones, whatever their case; an empty one removes the default.
+        defaults = set(headers)
         headers |= {name.lower(): (name, value.get_secret_value()) for name, value in self.headers.items()}
-        return HttpRequest(self.request_url, self.verb, dict(headers.values()), body, self.proxy)
+        sent = dict(each for name, each in headers.items() if each[1] or name not in defaults)
+        return HttpRequest(self.request_url, self.verb, sent, body, self.proxy)
 
     @cached_property
     def token_options(self) -> "HttpRequestOptions":

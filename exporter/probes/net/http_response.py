@@ -35,7 +35,12 @@ class HttpResponse:
     secure: bool
 
     def header(self, name: str) -> str | None:
-        return join_header(self.headers, name)
+        return first_value(self.headers, name)
+
+    def joined_header(self, name: str) -> str | None:
+        """Return the values of a header that is a list, joined with commas (RFC 9110, 5.3); None if it is missing."""
+        values = self.header_values(name)
+        return ", ".join(values) if values else None
 
     def header_values(self, name: str) -> list[str]:
         """Return the value of each header with this name."""
@@ -193,13 +198,13 @@ class HttpResponseReader(asyncio.Protocol):
         del self._parser  # each holds the other, and the body would stay until the next garbage collection
 
     def header(self, name: str) -> str | None:
-        return join_header(self.headers, name)
+        return first_value(self.headers, name)
 
 
-def join_header(headers: list[tuple[str, str]], name: str) -> str | None:
-    """Return the values of a header, joined with commas (RFC 9110, 5.3), or None if it is missing."""
-    values = _values_of(headers, name)
-    return ", ".join(values) if values else None
+def first_value(headers: list[tuple[str, str]], name: str) -> str | None:
+    """Return the value of a header, the first one if it is repeated, as common clients do; None if it is missing."""
+    lower = name.lower()
+    return next((value for key, value in headers if key == lower), None)
 
 
 def _values_of(headers: list[tuple[str, str]], name: str) -> list[str]:

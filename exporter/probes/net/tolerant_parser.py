@@ -190,8 +190,13 @@ def _parse_length(values: list[bytes]) -> bytes:
 
 
 def _parse_codings(values: list[bytes]) -> bytes:
-    """Return the transfer codings, of which only the last may be `chunked`; empty if there are none."""
+    """Return the transfer codings, of which only the last may be `chunked`; empty if there are none.
+
+    `identity` alone is none (RFC 2616, 3.6).
+    """
     codings = [value.strip(_BLANKS).lower() for value in values]
+    if all(coding in (b"", b"identity") for coding in codings):
+        return b""
     if any(_NAME.fullmatch(coding) is None for coding in codings):
         raise httptools.HttpParserError("Invalid Transfer-Encoding")
     chunked = [coding for coding in codings if b"chunked" in coding]
