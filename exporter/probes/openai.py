@@ -1,5 +1,6 @@
 """The `openai` probe: a chat completion timed to its first token, a vector, or the list of models."""
 
+import codecs
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -181,6 +182,8 @@ class _StreamedCompletion:
 
     def _process_line(self, line: bytes, reader: HttpResponseReader) -> None:
         self._lines += 1
+        if self._lines == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
         if self._lines > LINES_PER_TOKEN * (self._max_tokens + LINES_PER_TOKEN):
             raise ProbeFailure("protocol", f"received {self._lines} lines with only {self.chunk_count} tokens")
         if not line.startswith(b"data:"):
@@ -214,17 +217,24 @@ class _StreamedCompletion:
     def _add_choice(self, choice: Mapping[str, Any], text_key: str) -> None:
         message = choice.get(text_key)
         if isinstance(message, dict):
-            content = message.get("content")
+            text = _join_parts(message.get("content"))
             # Reasoning and tool calls are tokens, too.
             others = (message.get(name) for name in ("reasoning_content", "reasoning", "tool_calls"))
-            if (content and isinstance(content, str)) or any(others):
+            if text or any(others):
                 self.last_token_at = time.perf_counter()
                 self.first_token_at = self.first_token_at or self.last_token_at
                 self.chunk_count += 1
-            if isinstance(content, str):
-                self._texts.append(content)
+            self._texts.append(text)
         if choice.get("finish_reason"):
             self.ended = True
+
+
+def _join_parts(content: Any) -> str:
+    """Return the text of a content, which some servers send as a list of parts; empty for anything else."""
+    if isinstance(content, list):
+        texts = (part.get("text") for part in content if isinstance(part, dict))
+        return "".join(text for text in texts if isinstance(text, str))
+    return content if isinstance(content, str) else ""
 
 
 def check_answer(answer: Any, details: ProbeDetails) -> None:

@@ -1,6 +1,7 @@
 """The `openai` probe against a server like vLLM, and against misbehaving servers."""
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,19 @@ async def test_wrong_lists(tmp_path: Path, endpoint: str, answer: Any, reason: s
         asked = {"url": f"http://127.0.0.1:{port}", "model": "m", "endpoint": endpoint}
         result = await probed(tmp_path, "openai", asked)
     assert (result.reason, message in result.message) == (reason, True), result.message
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+async def test_a_stream_of_parts_of_content(tmp_path: Path, mark: bytes) -> None:
+    parts = [{"type": "text", "text": "O"}, {"type": "image_url"}, "no part", {"type": "text", "text": "K"}]
+    delta = json.dumps({"choices": [{"delta": {"content": parts}, "finish_reason": "stop"}]}).encode()
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(body=mark + b"data: " + delta + b"\n\ndata: [DONE]\n\n", content_type="text/event-stream")
+
+    async with peers.web_server(answer) as port:
+        result = await probed(tmp_path, "openai", {"url": f"http://127.0.0.1:{port}", **ASKED})
+    assert (result.success, result.details.evidence["body"]) == (True, "OK"), result.message
 
 
 @pytest.mark.parametrize("counted", [10**400, -5, True, "7"])
