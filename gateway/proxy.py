@@ -26,7 +26,9 @@ from runtime.suspension import RESUMED
 
 # A path that is passed on. The gateway's own paths are not, with all below them; browsers request the icon unasked.
 PATH = r"/{path:(?!/*(?:-|api/v1|favicon\.ico|health|metrics|status)(?:/|\Z))[\s\S]+}"
-WAITING_TIMEOUT = DRAIN_TIMEOUT - 5.0  # seconds; in the others, all who wait get their answers
+# Seconds for which requests wait on while the gateway stops; in the others, all of them get their answers.
+WAITING_TIMEOUT = DRAIN_TIMEOUT - 5.0
+ANSWERED = 500  # requests in a second, on a busy machine
 _MODELS, _MODEL = f"{PREFIX}/models", re.compile(rf"{PREFIX}/models/(.+)")
 _NO_CLIENT = "not the token of a client: send it as the API key (Authorization: Bearer TOKEN)"
 # A part . or .. of a decoded path: some upstreams remove what follows it in the part, or the blanks and control
@@ -57,8 +59,9 @@ class Proxy:
     async def drain(self) -> None:
         """Take no more requests, and wait for those in progress; those that wait for too long are refused."""
         self._is_draining = True
+        waiting = sum(sum(each.admission.depths) for each in self._upstreams)
         try:
-            async with asyncio.timeout(WAITING_TIMEOUT):
+            async with asyncio.timeout(WAITING_TIMEOUT - waiting / ANSWERED):
                 await self._is_idle.wait()
         except TimeoutError:
             self._upstreams.stop()
