@@ -252,6 +252,21 @@ async def test_of_a_repeated_header_the_first_value_is_used(serve: Serve, tmp_pa
     assert (result.success, got, result.details.values) == (True, ["/", "/plain"], {"n": 5.0}), result.message
 
 
+@pytest.mark.parametrize(
+    ("location", "path"), [(b"/caf\xe9?a=\xff|", "/caf%E9?a=%FF|"), ("/café".encode(), "/caf%C3%A9")]
+)
+async def test_a_location_keeps_its_bytes(serve: Serve, tmp_path: Path, location: bytes, path: str) -> None:
+    got: list[str] = []
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        got.append((await reader.readuntil(b"\r\n\r\n")).split(b" ")[1].decode())
+        redirect = b"HTTP/1.1 302 Found\r\nLocation: " + location + b"\r\nContent-Length: 0\r\n\r\n"
+        writer.write(redirect if len(got) == 1 else head(b"Content-Length: 0"))
+
+    result = await run(tmp_path, f"http://127.0.0.1:{await serve(handler)}/")
+    assert (result.success, got) == (True, ["/", path]), result.message
+
+
 async def test_an_empty_location_is_none(serve: Serve, tmp_path: Path) -> None:
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import httptools
 
@@ -20,6 +21,7 @@ HEADERS_LIMIT = 256 * 1024
 PARTS_LIMIT = 20_000  # parts of a body, in addition to one for each `PART` bytes
 PART = 8
 BODY_ALWAYS_READ = 1024 * 1024  # bytes; longer ones only within `BODIES_LIMIT`
+_ASCII = bytes(range(128))
 BODIES_LIMIT = 256 * 1024 * 1024  # bytes of all bodies that are being read
 
 
@@ -126,7 +128,8 @@ class HttpResponseReader(asyncio.Protocol):
         if self._headers_size > HEADERS_LIMIT:
             self._end_for_headers()
         if not self.status:  # trailers count towards the limit, but are not used
-            self.headers.append((name.decode("latin-1").lower(), _decode_value(value.strip(b" \t"))))
+            lower = name.decode("latin-1").lower()
+            self.headers.append((lower, _decode_value(lower, value.strip(b" \t"))))
 
     def on_headers_complete(self) -> None:
         if self.done.done():
@@ -212,9 +215,9 @@ def _values_of(headers: list[tuple[str, str]], name: str) -> list[str]:
     return [value for key, value in headers if key == lower]
 
 
-def _decode_value(value: bytes) -> str:
-    """Decode UTF-8, which most servers send, or else Latin-1, which accepts any bytes."""
+def _decode_value(name: str, value: bytes) -> str:
+    """Decode UTF-8, which most servers send, or else Latin-1, which accepts any bytes; a URL keeps its bytes."""
     try:
         return value.decode()
     except UnicodeDecodeError:
-        return value.decode("latin-1")
+        return quote(value, safe=_ASCII) if name == "location" else value.decode("latin-1")
