@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
+EXPORTER_RESOLVER_THREADS = 1024  # it may have thousands of names
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
@@ -148,8 +149,9 @@ def check(options: argparse.Namespace) -> int:
 
 def exporter(options: argparse.Namespace) -> int:
     from exporter import app
+    from runtime.lifecycle import set_resolver_threads
 
-    app.set_resolver_threads()
+    set_resolver_threads(EXPORTER_RESOLVER_THREADS)
     return _serve(options, _reader(options, "exporter", strict=True), app.run)
 
 
@@ -204,10 +206,11 @@ def _serve(options: argparse.Namespace, load: "Load", server: "Server", level: i
     import logging
 
     from runtime import logs, webconfig
-    from runtime.lifecycle import ListenAddress, disable_core_dumps, raise_file_limit
+    from runtime.lifecycle import ListenAddress, disable_core_dumps, raise_file_limit, set_resolver_threads
     from runtime.redaction import Redactor
 
     disable_core_dumps()
+    set_resolver_threads()
     redact = Redactor()
     raise_file_limit()
     logs.configure(redact, level=logging.INFO if level is None else level)

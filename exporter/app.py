@@ -1,7 +1,6 @@
 """The exporter process: load the configuration, probe, serve, reload, stop."""
 
 import asyncio
-import os
 import resource
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -26,7 +25,6 @@ from runtime.redaction import Redactor
 from runtime.web import create_application
 from runtime.webconfig import WebConfigFile
 
-RESOLVER_THREADS = "1024"  # libuv uses at most half of them for DNS lookups
 log = structlog.get_logger()
 
 
@@ -126,8 +124,3 @@ def _max_concurrent_probes() -> int:
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(100, min(soft // 2, 10_000))
-
-
-def set_resolver_threads() -> None:
-    """Set the number of resolver threads; call before the event loop is created."""
-    os.environ.setdefault("UV_THREADPOOL_SIZE", RESOLVER_THREADS)

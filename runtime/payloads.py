@@ -113,7 +113,7 @@ def decode_json(body: bytes) -> Any:
         return json.loads(body)
     if _has_too_many_containers(body):
         raise TooManyValuesError(f"the JSON document has more than {_CONTAINERS_LIMIT} lists and objects")
-    return _InterruptibleDecoder().decode(body.decode(json.detect_encoding(body), "surrogatepass"))
+    return _InterruptibleDecoder().decode(body.decode("utf-8-sig", "surrogatepass"))  # others take long to decode
 
 
 def _has_too_many_containers(body: bytes) -> bool:

@@ -1,5 +1,6 @@
 """Expectations of texts that several probe kinds share, and how they are checked."""
 
+import codecs
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
@@ -11,8 +12,10 @@ from fleet.inventory.units import compile_pattern
 
 EXCERPT_LENGTH = 120  # characters
 LABEL_LIMIT = 40  # characters of the name of a charset
+PIECE = 64 * 1024  # bytes that are decoded at once
 EXAMINED = 10_000  # characters of a text that become evidence
 
+_SINGLE_BYTE = ("windows-", "iso-8859-", "koi8-", "ibm866", "macintosh", "x-mac-cyrillic")  # charsets
 _BYTE_ORDER_MARKS = (b"\xef\xbb", b"\xfe\xff", b"\xff\xfe")  # their first two bytes
 
 
@@ -77,6 +80,20 @@ def recode_as_utf8(content_type: str | None, body: bytes) -> bytes:
     if (not label or label == "utf-8") and body[:2] not in _BYTE_ORDER_MARKS and _is_utf8(body):
         return body  # as most are
     encoding = webencodings.lookup(label) or webencodings.UTF8
+    if encoding.name == "iso-2022-kr":  # which the standard replaces as a whole
+        return "\ufffd".encode() if body else b""
+    if (table := _find_table(encoding)) is not None and body[:2] not in _BYTE_ORDER_MARKS:
+        return codecs.charmap_decode(body, "strict", table)[0].encode()
     # The standard decodes GBK as its superset.
-    text, _ = webencodings.decode(body, "gb18030" if encoding.name == "gbk" else encoding, "replace")
-    return text.encode("utf-8", "replace")
+    decoder = webencodings.IncrementalDecoder("gb18030" if encoding.name == "gbk" else encoding, "replace")
+    # In pieces, between which other threads run: an invalid byte takes a hundred times as long as others.
+    pieces = [decoder.decode(body[start : start + PIECE]) for start in range(0, len(body), PIECE)]
+    return "".join([*pieces, decoder.decode(b"", final=True)]).encode("utf-8", "replace")
+
+
+@lru_cache(maxsize=100)
+def _find_table(encoding: webencodings.Encoding) -> str | None:
+    """Return the characters of a charset of single bytes, U+FFFD for those that it has not; None for others."""
+    if not encoding.name.startswith(_SINGLE_BYTE):
+        return None
+    return "".join(encoding.codec_info.decode(bytes([byte]), "replace")[0] for byte in range(256))

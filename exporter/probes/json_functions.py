@@ -1,4 +1,4 @@
-"""The functions `search` and `match` of JSONPath with RE2: a server chooses the texts, and sometimes the patterns."""
+"""The functions `search` and `match` of JSONPath with RE2: a server chooses the texts, but not the patterns."""
 
 from functools import lru_cache
 from typing import Any
@@ -6,7 +6,10 @@ from typing import Any
 import re2
 from iregexp_check import check
 from jsonpath_rfc9535 import JSONPathEnvironment
+from jsonpath_rfc9535.exceptions import JSONPathTypeError
+from jsonpath_rfc9535.filter_expressions import FilterExpressionLiteral
 from jsonpath_rfc9535.function_extensions import ExpressionType, FilterFunction
+from jsonpath_rfc9535.tokens import Token
 
 from fleet.inventory.units import compile_pattern
 
@@ -58,8 +61,18 @@ def _exclude_line_ends(pattern: str) -> str:
     return "".join(parts)
 
 
+class _Environment(JSONPathEnvironment):
+    """Refuses patterns that a response has: each could take a tenth of a second, and megabytes."""
+
+    def validate_function_extension_signature(self, token: Token, args: list[Any]) -> list[Any]:
+        checked = super().validate_function_extension_signature(token, args)
+        if token.value in ("search", "match") and not isinstance(checked[1], FilterExpressionLiteral):
+            raise JSONPathTypeError(f"the pattern of {token.value}() must be written in the path", token=token)
+        return checked
+
+
 def create_environment() -> JSONPathEnvironment:
     """Return what compiles JSONPaths."""
-    environment = JSONPathEnvironment()
+    environment = _Environment()
     environment.function_extensions |= {"search": _Search(), "match": _Match()}
     return environment

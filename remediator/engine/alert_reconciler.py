@@ -170,8 +170,10 @@ class AlertReconciler:
             return False
         if has_held_end:
             sent_at = await self._watchdog_sent_at()
-            if await self._database.write(reconciliation.release_held_ends, sent_at):
+            while released := await self._database.write(reconciliation.release_held_ends, sent_at):
                 self._wake(None)
+                if released < reconciliation.CHANGED_TOGETHER:
+                    break
         for service in doubted_services:
             await self._settle_doubts(service)
         has_held_end, doubted_services = await self._database.read(reconciliation.read_open_questions)

@@ -14,8 +14,10 @@ from remediator.record.transaction import Transaction
 
 # Open at once, and also new within `arrivals.SPAN`.
 MAX_FOREIGN = 1000  # of no service or host in the inventory
-MAX_TEXT = 16 * 2**20  # characters of the labels and annotations of new alerts; further ones lose theirs
-SHORT_TEXT, SHORT_LABELS = 200, 20  # characters of a label that is always kept, and how many of them
+# Characters of the labels and annotations of new alerts: beyond the sum, they lose theirs; beyond twice the sum, they
+# are refused.
+MAX_TEXT, MAX_TEXT_OF_EACH = 2 * 2**20, 4096  # in all, and in addition for each service and host of the inventory
+SHORT_TEXT, SHORT_LABELS = 200, 10  # characters of a label that is kept nevertheless, and how many of them
 MAX_OF_SUBJECT = 200  # of a service or host; of each alert there that Defib acts on
 _LABELS = ("service", "host")
 _SELECT_OPEN = (
@@ -44,7 +46,8 @@ class AlertLimits:
         """
         arrivals = self._tx.arrivals
         subject = self._find_subject(name, labels) if is_firing else ""
-        if arrivals.count(subject, self._tx.now) >= (MAX_OF_SUBJECT if subject else MAX_FOREIGN):
+        limit = MAX_OF_SUBJECT if subject else MAX_FOREIGN
+        if arrivals.count(subject, self._tx.now) >= limit or arrivals.size(self._tx.now) > 2 * self._max_text:
             self.refused += 1
             return False
         if is_firing and not self.take_place(name, labels):
@@ -54,14 +57,16 @@ class AlertLimits:
 
     def limit_texts(self, alert: Alert) -> Alert:
         """Return a new alert as it is stored: with short labels only, if the texts of new alerts exceed their limit."""
-        arrivals = self._tx.arrivals
-        if arrivals.size(self._tx.now) > MAX_TEXT:
+        if self._tx.arrivals.size(self._tx.now) > self._max_text:
             short = {label: value for label, value in alert.labels.items() if len(label) + len(value) <= SHORT_TEXT}
-            return replace(alert, labels=dict(list(short.items())[:SHORT_LABELS]), annotations={})
-        arrivals.add_size(
-            sum(len(key) + len(value) for each in (alert.labels, alert.annotations) for key, value in each.items())
-        )
+            alert = replace(alert, labels=dict(list(short.items())[:SHORT_LABELS]), annotations={})
+        texts = (*alert.labels.items(), *alert.annotations.items())
+        self._tx.arrivals.add_size(sum(len(name) + len(text) for name, text in texts))
         return alert
+
+    @property
+    def _max_text(self) -> int:
+        return MAX_TEXT + MAX_TEXT_OF_EACH * (len(self._inventory.services) + len(self._inventory.hosts))
 
     def take_place(self, name: str, labels: Mapping[str, str]) -> bool:
         """Count a further open alert; False if it must not be stored, because too many are open."""

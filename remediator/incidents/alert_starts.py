@@ -12,6 +12,8 @@ from sqlalchemy import Row
 
 from remediator.clients.alerts import Status
 
+MAX_STARTS = 20  # of an alert
+
 
 def normalize_starts_at(starts_at: str) -> str:
     """Return a `startsAt` in the form in which it is compared: webhooks have nanoseconds, the API milliseconds."""
@@ -32,7 +34,13 @@ def add_received_copy(starts: Mapping[str, bool], start: str, status: Status) ->
     """
     firing = [each for each, fires in starts.items() if fires]
     is_merged = start not in starts and bool(firing) and all(_is_before(start, each) for each in firing)
-    return {**(dict.fromkeys(starts, False) if is_merged else starts), start: status == "firing"}
+    return limit_starts({**(dict.fromkeys(starts, False) if is_merged else starts), start: status == "firing"})
+
+
+def limit_starts(starts: Mapping[str, bool]) -> dict[str, bool]:
+    """Return the newest starts, those that fire before others: nobody has so many servers, and each copy reads all."""
+    kept = sorted(starts, key=lambda each: starts[each])[-MAX_STARTS:] if len(starts) > MAX_STARTS else list(starts)
+    return {each: fires for each, fires in starts.items() if each in kept}
 
 
 def _is_before(one: str, other: str) -> bool:

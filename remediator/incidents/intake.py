@@ -11,7 +11,7 @@ from fleet.inventory.notify import NotificationKind
 from remediator.clients.alerts import WATCHDOG, Alert
 from remediator.incidents import resolution
 from remediator.incidents.alert_limits import AlertLimits
-from remediator.incidents.alert_starts import add_received_copy, normalize_starts_at, read_starts
+from remediator.incidents.alert_starts import add_received_copy, limit_starts, normalize_starts_at, read_starts
 from remediator.incidents.lifecycle import begin_outage, is_muted, mute_if_stopped, open_or_create
 from remediator.incidents.timeline import add_event
 from remediator.record import notifications, timestamps
@@ -22,6 +22,7 @@ LATE_COPY = 300.0  # seconds after an alert's end in which a firing copy is take
 RECEIVER_EXPIRES = 86400.0  # seconds after its last webhook
 RECEIVER_STORED_EVERY = 3600.0
 MAX_RECEIVERS = 100
+MAX_EVENTS = 1000  # of alerts, of one incident, within `arrivals.SPAN`
 RECENT_ALERTS = 5  # of one fingerprint, whose starts a copy is compared with
 # Built once, since a webhook may have thousands of alerts.
 _SELECT_ALERT = select(alerts).where(
@@ -177,9 +178,9 @@ def set_firing(tx: Transaction, row: Row[Any], start: str | None = None) -> None
     """Set an alert to firing, for the first time or again: open or update its incident if it has one, and notify."""
     service = tx.inventory.find_subject_of_alert(row.name, row.labels)
     incident = open_or_create(tx, service) if service else None
-    starts = {**read_starts(row), start or normalize_starts_at(row.starts_at): True}
+    starts = limit_starts({**read_starts(row), start or normalize_starts_at(row.starts_at): True})
     tx.execute(_SET_FIRING, {"number": row.id, "incident": incident, "now": tx.now, "new_starts": starts})
-    if incident is not None:
+    if incident is not None and _may_note(tx, incident):
         add_event(tx, incident, "alert_firing", alert=row.name, starts_at=row.starts_at)
     kind: NotificationKind
     if (
@@ -215,7 +216,7 @@ def end_alert(tx: Transaction, row: Row[Any], by: str, ends_at: str) -> None:
     starts = dict.fromkeys(read_starts(row), False)
     values = {"held_at": tx.now, "resolved_by": by, "ends_at": ends_at, "starts": starts}
     tx.execute(update(alerts).where(alerts.c.id == row.id).values(**values))
-    if row.incident_id is not None:
+    if row.incident_id is not None and _may_note(tx, row.incident_id):
         add_event(tx, row.incident_id, "alert_end_held", alert=row.name, by=by, ends_at=ends_at)
 
 
@@ -227,7 +228,7 @@ def resolve_alert(tx: Transaction, row: Row[Any], by: str, ends_at: str) -> None
         "starts": starts,
     }  # fmt: skip
     tx.execute(update(alerts).where(alerts.c.id == row.id).values(**values))
-    if row.incident_id is not None:
+    if row.incident_id is not None and _may_note(tx, row.incident_id):
         add_event(tx, row.incident_id, "alert_resolved", alert=row.name, by=by, ends_at=ends_at)
     notifications.update_cards(tx, alert=row.id)
     notifications.drop_follow_ups(tx, alert=row.id)
@@ -240,6 +241,15 @@ def resolve_alert(tx: Transaction, row: Row[Any], by: str, ends_at: str) -> None
         tx, channels, "alert_over", f"{key} over", row.labels, _notification_content(row), incident=row.incident_id,
         alert=row.id,
     )  # fmt: skip
+
+
+def _may_note(tx: Transaction, incident: int) -> bool:
+    """Whether the timeline of an incident has room for a further event of an alert, of which anybody can send many."""
+    subject = f"events of incident {incident}"
+    if tx.arrivals.count(subject, tx.now) >= MAX_EVENTS:
+        return False
+    tx.arrivals.add(subject)
+    return True
 
 
 def is_remediation_alert(row: Row[Any], inventory: Inventory) -> bool:

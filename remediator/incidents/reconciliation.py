@@ -32,12 +32,14 @@ _SELECT_LABELS_IN_DOUBT = select(alerts.c.labels).where(alerts.c.doubted_at.is_n
 
 
 def release_held_ends(tx: Transaction, watchdog_sent_at: float | None) -> int:
-    """Resolve the alerts whose held end has evidence now; returns how many."""
+    """Resolve the alerts whose held end has evidence now; returns how many: at most CHANGED_TOGETHER."""
     released = 0
     for row in resolution.alerts_with_held_end(tx):
         if resolution.is_end_confirmed(tx, row.name, row.held_at, watchdog_sent_at):
             resolve_alert(tx, row, row.resolved_by, row.ends_at or "")
             released += 1
+            if released == CHANGED_TOGETHER:
+                break
     return released
 
 

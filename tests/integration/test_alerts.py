@@ -13,11 +13,11 @@ from sqlalchemy import select
 from remediator.clients.alerts import Alert, AlertList
 from remediator.engine import reminders
 from remediator.incidents import alert_limits, intake, reconciliation
-from remediator.incidents.alert_starts import add_received_copy, normalize_starts_at
+from remediator.incidents.alert_starts import MAX_STARTS, add_received_copy, normalize_starts_at
 from remediator.policy.situation import ActionHistory, ActionsInProgress, Observation, Situation
 from remediator.record import arrivals, retention, situations
 from remediator.record.events import StateChange, store_copied
-from remediator.record.schema import alerts
+from remediator.record.schema import alerts, timeline
 from remediator.record.transaction import Transaction
 from tests.integration import test_record
 from tests.integration.test_record import DOWN, Record
@@ -209,6 +209,7 @@ async def test_alerts_that_end_and_begin_cannot_fill_the_disk(record: Record) ->
 
 async def test_texts_of_many_new_alerts_are_left_out(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alert_limits, "MAX_TEXT", 10_000)
+    monkeypatch.setattr(alert_limits, "MAX_TEXT_OF_EACH", 0)
     await record.deliver(
         *(replace(numbered(n, long="x" * 3000), annotations={"summary": "y" * 3000}) for n in range(4))
     )
@@ -217,6 +218,43 @@ async def test_texts_of_many_new_alerts_are_left_out(record: Record, monkeypatch
     assert [set(each.labels) for each in stored] == 2 * [{"alertname", "severity", "long"}] + 2 * [
         {"alertname", "severity"}
     ]
+
+
+async def test_alerts_with_too_much_text_are_refused(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alert_limits, "MAX_TEXT", 1000)
+    monkeypatch.setattr(alert_limits, "MAX_TEXT_OF_EACH", 0)
+    many = [replace(numbered(n), annotations={"summary": "y" * 300}) for n in range(100)]
+    assert await record.database.write(intake.receive_alerts, many) > 20
+    record.now += arrivals.SPAN
+    assert await record.database.write(intake.receive_alerts, [numbered(200)]) == 0
+
+
+async def test_copies_with_other_starts_are_limited(record: Record) -> None:
+    for number in range(3 * MAX_STARTS):
+        await record.deliver(disk(starts=1000 + number))
+    (stored,) = await rows(record)
+    assert len(stored.starts) == MAX_STARTS
+    for number in range(2 * MAX_STARTS, 3 * MAX_STARTS):
+        await record.deliver(disk("resolved", starts=1000 + number))
+    assert await firing(record) == []
+
+
+async def test_events_of_one_incident_are_limited(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intake, "MAX_EVENTS", 5)
+    for number in range(20):
+        await record.deliver(web(starts=number), web("resolved", starts=number))
+    events = await record.database.read(lambda tx: tx.scalars(select(timeline.c.event)).all())
+    assert len([each for each in events if each.startswith("alert_")]) <= 5
+
+
+async def test_held_ends_are_released_in_parts(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconciliation, "CHANGED_TOGETHER", 3)
+    await record.deliver(WATCHDOG, *(numbered(number) for number in range(7)))
+    await record.deliver(*(numbered(number, status="resolved") for number in range(7)))
+    record.now += 60
+    await record.deliver(WATCHDOG)
+    released = [await record.database.write(reconciliation.release_held_ends, record.now) for _ in range(4)]
+    assert released == [3, 3, 1, 0]
 
 
 async def test_an_alert_whose_end_came_first_has_its_texts_when_it_fires(record: Record) -> None:

@@ -90,6 +90,7 @@ async def test_errors_are_those_of_openai(gateway: Gateway, api: ModelApi) -> No
 
 
 @pytest.mark.long
+@pytest.mark.timeout(2400)
 async def test_fifteen_agents_for_ten_minutes(gateway: Gateway, api: ModelApi) -> None:
     """The API never answers 429, urgent requests come first, and all agents get their shares of the whole rate."""
     clients = {name: {"token": f"token-of-{name}", "share": share} for name, share in SHARES.items()}

@@ -1,6 +1,10 @@
 """The charset in which the body of a response is read."""
 
+import time
+
 import pytest
+import webencodings
+from webencodings.labels import LABELS
 
 from exporter.probes.expectations import recode_as_utf8
 from exporter.probes.json_conditions import parse_json
@@ -37,3 +41,23 @@ def test_charsets(content_type: str | None, body: bytes, text: str) -> None:
 
 def test_json_with_a_byte_order_mark() -> None:
     assert parse_json(recode_as_utf8("application/json", b'\xef\xbb\xbf{"a": 1}')) == {"a": 1}
+
+
+@pytest.mark.parametrize("charset", sorted({each.name for each in map(webencodings.lookup, LABELS) if each}))
+@pytest.mark.parametrize(
+    "body", [bytes(range(256)) * 3, b"\xff" * 70_000, b"\xef\xbb\xbfa\xff", b"\xfe\xffab", "\u00e9".encode()]
+)
+def test_the_fast_way_is_that_of_the_standard(charset: str, body: bytes) -> None:
+    if charset == "iso-2022-kr":
+        expected = "\ufffd"
+    else:
+        expected, _ = webencodings.decode(body, "gb18030" if charset == "gbk" else charset, "replace")
+    assert recode_as_utf8(f"text/plain; charset={charset}", body) == expected.encode("utf-8", "replace")
+
+
+@pytest.mark.parametrize("charset", ["windows-1255", "koi8-r", "iso-2022-kr", "gb18030", "euc-kr", "utf-8"])
+def test_invalid_bytes_hold_up_no_other_thread(charset: str) -> None:
+    """Each is a hundred times as slow as others where the decoder calls an error handler."""
+    started = time.process_time()
+    recode_as_utf8(f"text/plain; charset={charset}", b"\xff" * 10 * 2**20)
+    assert time.process_time() - started < 3

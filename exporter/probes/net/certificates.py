@@ -25,6 +25,7 @@ from exporter.probes.net.tls_contexts import (
 from exporter.results import ProbeDetails, TlsInfo
 from fleet.inventory.endpoints import TlsSettings
 
+CACHED_SIZE = 4096  # bytes of a certificate
 NAME_LIMIT = 200  # characters of a name in a label, and of all names together
 NAMES_LIMIT = 20
 CHAIN_EXPIRY = "service_tls_chain_expiry_timestamp_seconds"
@@ -64,9 +65,20 @@ def is_ip_address(host: str) -> bool:
     return True
 
 
-@lru_cache(maxsize=4096)
 def parse_certificate(der: bytes) -> CertificateInfo:
-    """Parse a certificate. Raises ValueError."""
+    """Parse a certificate; the result is cached, unless it is so long that many would fill the memory.
+
+    Raises ValueError.
+    """
+    return _parse_cached(der) if len(der) <= CACHED_SIZE else _parse_der(der)
+
+
+@lru_cache(maxsize=4096)
+def _parse_cached(der: bytes) -> CertificateInfo:
+    return _parse_der(der)
+
+
+def _parse_der(der: bytes) -> CertificateInfo:
     try:
         certificate = x509.load_der_x509_certificate(der)
         subject, issuer = (name.rfc4514_string()[:NAME_LIMIT] for name in (certificate.subject, certificate.issuer))

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar
 from urllib.parse import quote
 
 import httpx
+import webencodings
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 
 from fleet.inventory.endpoints import REFERENCES_ARE_SECRET, ConfigModel, Endpoint
@@ -219,7 +220,8 @@ async def _send(call: HttpCall, default_method: str, timeout: float) -> Complete
         return CompletedCommand(None, "", "", f"no response within {timeout:g} s", late=True)
     except httpx.HTTPError as error:
         return CompletedCommand(None, "", "", f"no response: {type(error).__name__}")
-    text = received.decode(response.charset_encoding or "utf-8", "replace")
+    charset = webencodings.lookup(response.charset_encoding or "") or webencodings.UTF8
+    text, _ = webencodings.decode(bytes(received), charset, "replace")
     output = f"HTTP {response.status_code} {text[:RESPONSE_LIMIT]}".strip()
     return CompletedCommand(0 if response.is_success else 1, output, "")
 
