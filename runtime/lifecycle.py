@@ -21,7 +21,7 @@ from runtime.errors import DefibError, StartError
 from runtime.metrics import ProgramMetrics
 from runtime.webconfig import WebConfigFile
 
-RESOLVER_THREADS = 256
+RESOLVER_THREADS = 128  # some units permit 256 in all
 DRAIN_TIMEOUT = 20.0  # of the 30 s for the whole shutdown; the rest is for cancelling what has not ended
 MAX_PORT = 65535
 MAX_OPEN_FILES = 65536  # not more: some programs that a child process runs close every possible file at their start

@@ -2,9 +2,11 @@
 
 import asyncio
 import time
+from pathlib import Path
 
 import pytest
 
+from runtime.lifecycle import RESOLVER_THREADS
 from tests.integration.model_api import Gateway, ModelApi, Received, whole
 from tests.support import eventually
 
@@ -101,3 +103,11 @@ async def test_usage_that_a_client_could_have_written(
     await gateway.chat()
     await eventually(is_finished)
     assert (await gateway.status())["tokens_in_window"] > 2_000_000
+
+
+async def test_names_that_are_not_found_leave_others_room(gateway: Gateway, api: ModelApi) -> None:
+    """With libuv's 4 threads, two names whose servers do not answer would hold up all other connections."""
+    gateway.configure({"api": gateway.upstream(url=f"http://localhost:{api.port}/v1")})
+    await gateway.start()
+    assert (await gateway.chat()).is_success
+    assert len(list(Path(f"/proc/{gateway.pid}/task").iterdir())) >= RESOLVER_THREADS

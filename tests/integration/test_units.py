@@ -12,7 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from defib.commands import EXPORTER_RESOLVER_THREADS
 from defib.demo.stack import reserve_ports
+from runtime.lifecycle import RESOLVER_THREADS
 from tests.support import write
 from tests.systemd import UNPACKED, libraries
 
@@ -61,6 +63,14 @@ def test_all_hold_back_alike() -> None:
     assert hardened == [hardened[0]] * len(UNITS)
     for wanted in ("ProtectSystem=strict", "NoNewPrivileges=true", "MemoryMax=", "LimitNOFILE=", "LimitCORE=0"):
         assert all(wanted in path.read_text() for path in UNITS)
+
+
+def test_they_permit_the_threads_that_look_up_names() -> None:
+    """Libuv ends a program that cannot create them."""
+    for path in UNITS:
+        (limit,) = re.findall(r"^TasksMax=(\d+)$", path.read_text(), re.MULTILINE)
+        threads = EXPORTER_RESOLVER_THREADS if "exporter" in path.stem else RESOLVER_THREADS
+        assert int(limit) >= threads + 100, path.stem
 
 
 def test_they_run_as_different_users() -> None:
