@@ -149,9 +149,9 @@ def check(options: argparse.Namespace) -> int:
 
 def exporter(options: argparse.Namespace) -> int:
     from exporter import app
-    from runtime.lifecycle import set_resolver_threads
+    from runtime import lookups
 
-    set_resolver_threads(EXPORTER_RESOLVER_THREADS)
+    lookups.set_threads(EXPORTER_RESOLVER_THREADS)
     return _serve(options, _reader(options, "exporter", strict=True), app.run)
 
 
@@ -205,12 +205,12 @@ def deadman(options: argparse.Namespace) -> int:
 def _serve(options: argparse.Namespace, load: "Load", server: "Server", level: int | None = None) -> int:
     import logging
 
-    from runtime import logs, webconfig
-    from runtime.lifecycle import ListenAddress, disable_core_dumps, raise_file_limit, set_resolver_threads
+    from runtime import logs, lookups, webconfig
+    from runtime.lifecycle import ListenAddress, disable_core_dumps, raise_file_limit
     from runtime.redaction import Redactor
 
     disable_core_dumps()
-    set_resolver_threads()
+    lookups.set_threads()
     redact = Redactor()
     raise_file_limit()
     logs.configure(redact, level=logging.INFO if level is None else level)

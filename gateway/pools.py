@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import socket
 import ssl
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ from fleet.inventory.endpoints import TlsSettings
 from gateway.admission import Permit
 from gateway.connections import Call, Connection, Response, UpstreamError
 from runtime.errors import DefibError
+from runtime.lookups import look_up
 from runtime.pacing import PacedProtocol
 from runtime.tls import create_client_context
 
@@ -96,7 +96,7 @@ class ConnectionPool:
         server_name = (self._server_name or origin.host) if origin.is_secure else None
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                addresses = await self._loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+                addresses = await look_up(origin.host, origin.port)
                 sock = await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=NEXT_ADDRESS_DELAY)
                 _, paced = await self._loop.create_connection(
                     create, sock=sock, ssl=self._tls if origin.is_secure else None, server_hostname=server_name

@@ -21,7 +21,6 @@ from runtime.errors import DefibError, StartError
 from runtime.metrics import ProgramMetrics
 from runtime.webconfig import WebConfigFile
 
-RESOLVER_THREADS = 128  # some units permit 256 in all
 DRAIN_TIMEOUT = 20.0  # of the 30 s for the whole shutdown; the rest is for cancelling what has not ended
 MAX_PORT = 65535
 MAX_OPEN_FILES = 65536  # not more: some programs that a child process runs close every possible file at their start
@@ -70,14 +69,6 @@ def disable_core_dumps() -> None:
     if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
-
-
-def set_resolver_threads(number: int = RESOLVER_THREADS) -> None:
-    """Set the number of libuv's threads, of which it uses at most half for lookups; call before the event loop exists.
-
-    It has only 4 otherwise: two names whose servers do not answer would hold up all others.
-    """
-    os.environ.setdefault("UV_THREADPOOL_SIZE", str(number))
 
 
 def raise_file_limit() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.lifecycle import RESOLVER_THREADS
+from runtime import lookups
 from tests.integration.model_api import Gateway, ModelApi, Received, whole
 from tests.support import eventually
 
@@ -110,4 +110,4 @@ async def test_names_that_are_not_found_leave_others_room(gateway: Gateway, api:
     gateway.configure({"api": gateway.upstream(url=f"http://localhost:{api.port}/v1")})
     await gateway.start()
     assert (await gateway.chat()).is_success
-    assert len(list(Path(f"/proc/{gateway.pid}/task").iterdir())) >= RESOLVER_THREADS
+    assert len(list(Path(f"/proc/{gateway.pid}/task").iterdir())) >= lookups.THREADS

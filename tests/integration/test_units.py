@@ -14,7 +14,7 @@ import pytest
 
 from defib.commands import EXPORTER_RESOLVER_THREADS
 from defib.demo.stack import reserve_ports
-from runtime.lifecycle import RESOLVER_THREADS
+from runtime import lookups
 from tests.support import write
 from tests.systemd import UNPACKED, libraries
 
@@ -69,7 +69,7 @@ def test_they_permit_the_threads_that_look_up_names() -> None:
     """Libuv ends a program that cannot create them."""
     for path in UNITS:
         (limit,) = re.findall(r"^TasksMax=(\d+)$", path.read_text(), re.MULTILINE)
-        threads = EXPORTER_RESOLVER_THREADS if "exporter" in path.stem else RESOLVER_THREADS
+        threads = EXPORTER_RESOLVER_THREADS if "exporter" in path.stem else lookups.THREADS
         assert int(limit) >= threads + 100, path.stem
 
 

@@ -20,6 +20,7 @@ from exporter.results import FailureReason, ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import MAX_PORT, ConfigModel, TlsSettings
 from fleet.inventory.units import as_list
 from runtime.addresses import NAME_LIMIT, bracket
+from runtime.lookups import look_up
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 D = TypeVar("D", bound=asyncio.DatagramProtocol)
@@ -118,7 +119,7 @@ async def resolve(host: str, port: int, details: ProbeDetails, dial: AddressOpti
 
 async def _resolve_by_system(host: str, port: int) -> list[str]:
     try:
-        address_infos = await _look_up(host, port)
+        address_infos = await look_up(host, port)
     except (OSError, UnicodeError) as error:
         cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ProbeFailure("resolve", f"cannot resolve {host}: {cause}") from error
@@ -133,23 +134,6 @@ async def _resolve_by_server(server: str, host: str, dial: AddressOptions, detai
     addresses = await look_up(server, host, dial.ip or [4, 6])
     details.timeout_failure = before
     return addresses
-
-
-_LOOKUPS: dict[tuple[asyncio.AbstractEventLoop, str, int], asyncio.Future[Any]] = {}
-
-
-async def _look_up(host: str, port: int) -> list[tuple[Any, ...]]:
-    """Look up a name. Concurrent lookups of a name share one, since each blocks a thread while the resolver hangs.
-
-    Raises OSError and UnicodeError.
-    """
-    loop = asyncio.get_running_loop()
-    key = loop, host, port
-    if key not in _LOOKUPS:
-        lookup = asyncio.ensure_future(loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        lookup.add_done_callback(lambda done: (_LOOKUPS.pop(key, None), done.cancelled() or done.exception()))
-        _LOOKUPS[key] = lookup
-    return list(await asyncio.shield(_LOOKUPS[key]))
 
 
 async def connect(
