@@ -14,11 +14,11 @@ from remediator.record.transaction import Transaction
 
 # Open at once, and also new within `arrivals.SPAN`.
 MAX_FOREIGN = 1000  # of no service or host in the inventory
+MAX_OF_SUBJECT = 200  # of a service or host; of each alert there that Defib acts on
 # Characters of the labels and annotations of new alerts: beyond the sum, they lose theirs; beyond twice the sum, they
 # are refused.
 MAX_TEXT, MAX_TEXT_OF_EACH = 2 * 2**20, 4096  # in all, and in addition for each service and host of the inventory
 SHORT_TEXT, SHORT_LABELS = 200, 10  # characters of a label that is kept nevertheless, and how many of them
-MAX_OF_SUBJECT = 200  # of a service or host; of each alert there that Defib acts on
 _LABELS = ("service", "host")
 _SELECT_OPEN = (
     select(
