@@ -188,7 +188,7 @@ def read_file(path: Path) -> dict[str, Module]:
             content = file.read(FILE_LIMIT + 1)
         if len(content) > FILE_LIMIT:
             raise DefibError(f"{path}: larger than {FILE_LIMIT} bytes")
-        written = load_unique(content)
+        written = load_unique(content, keeps_texts=True)
         return _File.model_validate(written if written is not None else {}).modules
     except OSError as error:
         raise DefibError(f"{path}: {error.strerror}") from error

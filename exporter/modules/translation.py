@@ -31,6 +31,7 @@ _VERSIONS = {"TLS10": "1.0", "TLS11": "1.1", "TLS12": "1.2", "TLS13": "1.3"}
 _HTTP_VERSIONS = {"HTTP/1.0": "1.0", "HTTP/1.1": "1.1", "HTTP/2.0": "2"}
 _REFERENCE = re.compile(r"\$(?:\$|\{(\w+)\}|(\w+))")  # as Go's Regexp.Expand has them
 _SIZE = re.compile(r"(?:(\d{1,15}(?:\.\d{1,9})?) ?([KMGTkmgt]?)(?:i?B)?)?")
+_ANY_GROUP = re.compile(r"\{\d\}")
 _OUR_GROUP = re.compile(r"(?<!\$)\{\d\}")
 
 
@@ -92,7 +93,7 @@ def _translate_http(module: HttpModule, target: str, hostname: str) -> dict[str,
         "tls": tls,
         "version": "auto" if module.enable_http2 else "1.1",
         "expect": _expect_of_http(module),
-        **(_auth_of(module) or user_info),
+        **(user_info or _auth_of(module)),
         **_dial(module),
     }
     if module.body and module.body_file:
@@ -209,7 +210,7 @@ def _translate_tcp(module: TcpModule, target: str, hostname: str) -> dict[str, A
 def _translate_groups(entry: QueryResponse) -> str:
     """Return what an entry sends, with references to groups of its own match as those of a dialogue."""
     text = entry.send
-    if _OUR_GROUP.search(text):
+    if (_OUR_GROUP if entry.expect else _ANY_GROUP).search(text):
         raise ValueError(f"tcp: send: {text!r} has a number in braces, which stands for a group here")
     if not entry.expect:
         return text

@@ -26,6 +26,7 @@ from fleet.shells.connecting import CONNECT_TIMEOUT
 from runtime.redaction import Redactor, mask_credentials
 from runtime.tasks import cancel_and_wait
 
+GRACE = 1.0  # seconds, after which a reading has ended by itself
 RETRY_WITHIN = 30.0  # seconds after a failed run, if the interval is not shorter
 MAX_PAUSE = 600.0  # seconds between two runs on a host that does not answer
 ERROR_LIMIT = 500  # characters in the log and in the API
@@ -218,7 +219,7 @@ class CollectorScheduler:
 
         try:
             async with asyncio.timeout(
-                scheduled.collector.max_readings * scheduled.collector.deadline + CONNECT_TIMEOUT
+                scheduled.collector.max_readings * scheduled.collector.deadline + CONNECT_TIMEOUT + GRACE
             ):
                 await scheduled.collector.collect(read, samples)
             error = samples.fault

@@ -16,11 +16,13 @@ from fleet.host.sections import (
 )
 from fleet.inventory.model import Service
 from fleet.shells import ShellError
+from fleet.shells.connecting import CONNECT_TIMEOUT
 from fleet.shells.pool import Shells
 from runtime.tasks import cancel_and_wait
 
 SHARED_FOR = 1.0  # seconds: how much older than a probe the reading that it uses may be
 JOIN_WITHIN = 0.01  # seconds in which further readings of a host join the first one
+SECTIONS_LIMIT = 12  # of one script: the wrappers of hosts refuse more
 APART_FOR = 600.0  # seconds for which readings of a host are sent one by one, after a joint one was incomplete
 
 
@@ -31,9 +33,9 @@ class _JointReading:
     parts: list[tuple[Sequence[Section], HostReading]] = field(default_factory=list)
 
     def may_join(self, sections: Sequence[Section]) -> bool:
-        """Whether it has no section with the name of one of these."""
-        names = {section.name for section in sections}
-        return not any(section.name in names for present, _ in self.parts for section in present)
+        """Whether it has room for these sections, and none of the same name."""
+        present = [section.name for own, _ in self.parts for section in own]
+        return len(present) + len(sections) <= SECTIONS_LIMIT and not {each.name for each in sections} & {*present}
 
     def list_sections(self) -> list[Section]:
         """Return all sections; those that may take longer are last, since each is printed after those before it."""
@@ -48,9 +50,23 @@ class _JointReading:
         for _, reading in self.parts:
             reading.set_output(name, output)
 
+    @property
+    def is_incomplete(self) -> bool:
+        return not all(reading.is_complete for _, reading in self.parts)
+
     def fail(self, error: ShellError) -> None:
         for _, reading in self.parts:
             reading.fail(error)
+
+    def fail_late(self) -> list[asyncio.TimerHandle]:
+        """End each part at its own deadline, also if others take longer; return what does that."""
+        loop = asyncio.get_running_loop()
+        timers = []
+        for sections, reading in self.parts:
+            timeout = max(section.timeout for section in sections)
+            error = IncompleteReadingError(f"no answer within {timeout:g} s", late=True)
+            timers.append(loop.call_later(timeout + CONNECT_TIMEOUT, reading.fail, error))
+        return timers
 
 
 class HostReadings:
@@ -94,18 +110,22 @@ class HostReadings:
 
     async def _read(self, host: str, joint: _JointReading) -> None:
         error = ShellError(f"{host}: reading the host was cancelled")
+        timers: list[asyncio.TimerHandle] = []
         try:
             await asyncio.sleep(JOIN_WITHIN)
             self._close_joint(host, joint)
+            timers = joint.fail_late()
             sections = joint.list_sections()
             timeout = max(section.timeout for section in sections)
             error = await read_sections(self._shells.get(host), sections, timeout=timeout, on_section=joint.set_output)
-            if isinstance(error, IncompleteReadingError) and len(joint.parts) > 1 and (error.late or error.too_long):
+            if isinstance(error, IncompleteReadingError) and len(joint.parts) > 1 and joint.is_incomplete:
                 self._apart_until[host] = asyncio.get_running_loop().time() + APART_FOR
         except ShellError as shell_error:
             error = shell_error
         finally:
             self._close_joint(host, joint)
+            for timer in timers:
+                timer.cancel()
             joint.fail(error)
 
     def _close_joint(self, host: str, joint: _JointReading) -> None:

@@ -84,6 +84,12 @@ class HostReading:
         if future is not None and not future.done():
             future.set_result((output, time.perf_counter() - self._started))
 
+    @property
+    def is_complete(self) -> bool:
+        return all(
+            future.done() and not isinstance(future.result()[0], ShellError) for future in self._futures.values()
+        )
+
     def fail(self, error: ShellError) -> None:
         """Set the error of all sections without output."""
         for name in self._futures:

@@ -15,10 +15,12 @@ from remediator.record.transaction import Transaction
 # Open at once, and also new within `arrivals.SPAN`.
 MAX_FOREIGN = 1000  # of no service or host in the inventory
 MAX_OF_SUBJECT = 200  # of a service or host; of each alert there that Defib acts on
-# Characters of the labels and annotations of new alerts: beyond the sum, they lose theirs; beyond twice the sum, they
-# are refused.
-MAX_TEXT, MAX_TEXT_OF_EACH = 2 * 2**20, 4096  # in all, and in addition for each service and host of the inventory
-SHORT_TEXT, SHORT_LABELS = 200, 10  # characters of a label that is kept nevertheless, and how many of them
+# Characters of the labels and annotations of new alerts, in all: beyond that, they are shortened; beyond twice as much,
+# those on which Defib does not act are refused.
+MAX_TEXT = 2 * 2**20  # of alerts of no service or host, and of others
+MAX_TEXT_OF_EACH = 4096  # of others in addition, for each service and host of the inventory
+SHORT_TEXT, SHORT_LABELS = 200, 30  # characters of a label that is kept nevertheless, and how many of them
+_IMPORTANT = ("alertname", "service", "host", "severity", "team", "category", "provider", "component")  # labels
 _LABELS = ("service", "host")
 _SELECT_OPEN = (
     select(
@@ -46,8 +48,9 @@ class AlertLimits:
         """
         arrivals = self._tx.arrivals
         subject = self._find_subject(name, labels) if is_firing else ""
-        limit = MAX_OF_SUBJECT if subject else MAX_FOREIGN
-        if arrivals.count(subject, self._tx.now) >= limit or arrivals.size(self._tx.now) > 2 * self._max_text:
+        is_acted_on = bool(subject) and not subject.endswith(" ")
+        has_room = is_acted_on or arrivals.size(_kind_of(subject)) <= 2 * self._find_max_text(subject)
+        if not has_room or arrivals.count(subject) >= (MAX_OF_SUBJECT if subject else MAX_FOREIGN):
             self.refused += 1
             return False
         if is_firing and not self.take_place(name, labels):
@@ -57,16 +60,16 @@ class AlertLimits:
 
     def limit_texts(self, alert: Alert) -> Alert:
         """Return a new alert as it is stored: with short labels only, if the texts of new alerts exceed their limit."""
-        if self._tx.arrivals.size(self._tx.now) > self._max_text:
-            short = {label: value for label, value in alert.labels.items() if len(label) + len(value) <= SHORT_TEXT}
-            alert = replace(alert, labels=dict(list(short.items())[:SHORT_LABELS]), annotations={})
+        subject = self._find_subject(alert.name, alert.labels)
+        if self._tx.arrivals.size(_kind_of(subject)) > self._find_max_text(subject):
+            alert = replace(alert, labels=_shorten(alert.labels), annotations={})
         texts = (*alert.labels.items(), *alert.annotations.items())
-        self._tx.arrivals.add_size(sum(len(name) + len(text) for name, text in texts))
+        self._tx.arrivals.add_size(_kind_of(subject), sum(len(name) + len(text) for name, text in texts))
         return alert
 
-    @property
-    def _max_text(self) -> int:
-        return MAX_TEXT + MAX_TEXT_OF_EACH * (len(self._inventory.services) + len(self._inventory.hosts))
+    def _find_max_text(self, subject: str) -> int:
+        entries = len(self._inventory.services) + len(self._inventory.hosts) if subject else 0
+        return MAX_TEXT + MAX_TEXT_OF_EACH * entries
 
     def take_place(self, name: str, labels: Mapping[str, str]) -> bool:
         """Count a further open alert; False if it must not be stored, because too many are open."""
@@ -96,3 +99,15 @@ class AlertLimits:
             labels = {label: getattr(row, label) for label in _LABELS if getattr(row, label) is not None}
             counter[self._find_subject(row.name, labels)] += row.number
         return counter
+
+
+def _kind_of(subject: str) -> str:
+    """Return whose texts count together: those of no service or host must not use up the room of others."""
+    return "known" if subject else "foreign"
+
+
+def _shorten(labels: Mapping[str, str]) -> dict[str, str]:
+    """Return the short labels, the important ones first."""
+    names = [*(name for name in _IMPORTANT if name in labels), *(name for name in labels if name not in _IMPORTANT)]
+    short = [name for name in names if len(name) + len(labels[name]) <= SHORT_TEXT]
+    return {name: labels[name] for name in short[:SHORT_LABELS]}

@@ -1,7 +1,6 @@
 """Receive alerts: a webhook's payload becomes alerts, incidents and notifications in one transaction."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Row, bindparam, insert, select, update
@@ -88,7 +87,7 @@ def _receive_alert(tx: Transaction, alert: Alert, limits: AlertLimits) -> None:
     if latest.status == "firing":
         _update_firing(tx, latest, alert, start)
     elif alert.status == "firing":
-        _fire_after_end(tx, latest, alert, start, limits)
+        _fire_after_end(tx, latest, start, limits)
     elif latest.doubted_at is not None:
         set_doubt(tx, latest, add_received_copy(read_starts(latest), start, alert.status))
 
@@ -115,7 +114,7 @@ def add_alert(tx: Transaction, alert: Alert, start: str, limits: AlertLimits) ->
     is_firing = alert.status == "firing"
     if not limits.take_new_place(alert.name, alert.labels, is_firing=is_firing):
         return False
-    alert = limits.limit_texts(alert if is_firing else replace(alert, annotations={}))
+    alert = limits.limit_texts(alert)
     values = {
         "fingerprint": alert.fingerprint,
         "starts_at": alert.starts_at,
@@ -152,7 +151,7 @@ def _update_firing(tx: Transaction, row: Row[Any], alert: Alert, start: str) -> 
         set_firing(tx, row)  # its service or its runbook was added to the inventory since
 
 
-def _fire_after_end(tx: Transaction, row: Row[Any], alert: Alert, start: str, limits: AlertLimits) -> None:
+def _fire_after_end(tx: Transaction, row: Row[Any], start: str, limits: AlertLimits) -> None:
     """Take a firing copy of a resolved alert: a late copy, or the alert fires again with the same start."""
     if row.resolved_by == "reconciliation":
         set_firing(tx, row, start)
@@ -160,11 +159,6 @@ def _fire_after_end(tx: Transaction, row: Row[Any], alert: Alert, start: str, li
         # The exporter knows. Stored, so that a restart does not lose the question.
         set_doubt(tx, row, add_received_copy(read_starts(row), start, "firing"))
     elif tx.now - row.last_seen >= LATE_COPY and limits.take_place(row.name, row.labels):
-        if not row.times:  # it was never firing, and has no annotations
-            texts = dict(limits.limit_texts(alert).annotations)
-            row = tx.execute(
-                update(alerts).where(alerts.c.id == row.id).values(annotations=texts).returning(*alerts.c)
-            ).one()
         set_firing(tx, row, start)
 
 
@@ -246,7 +240,7 @@ def resolve_alert(tx: Transaction, row: Row[Any], by: str, ends_at: str) -> None
 def _may_note(tx: Transaction, incident: int) -> bool:
     """Whether the timeline of an incident has room for a further event of an alert, of which anybody can send many."""
     subject = f"events of incident {incident}"
-    if tx.arrivals.count(subject, tx.now) >= MAX_EVENTS:
+    if tx.arrivals.count(subject) >= MAX_EVENTS:
         return False
     tx.arrivals.add(subject)
     return True

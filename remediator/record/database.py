@@ -19,7 +19,7 @@ from sqlalchemy.exc import DatabaseError, DBAPIError
 
 from fleet.inventory.model import Inventory
 from remediator.record import clock
-from remediator.record.arrivals import Arrivals
+from remediator.record.arrivals import Arrivals, NewArrivals
 from remediator.record.transaction import Transaction
 from remediator.record.workers import TransactionWorkers, begin
 from runtime.clock import SteadyClock, boot_id, seconds_since_boot
@@ -113,16 +113,22 @@ class Database:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
+        tx: Transaction | None = None  # of the last execution
+
         def execute(connection: Connection) -> T:
             if (problem := self.describe_lost_file()) is not None:
                 raise StorageError(problem)
-            tx = Transaction(connection, self.clock, self.clock.now(), self.inventory, self.arrivals)
+            nonlocal tx
+            now = self.clock.now()
+            tx = Transaction(connection, self.clock, now, self.inventory, NewArrivals(self.arrivals, now))
             return work(tx, *args, **kwargs)
 
         try:
             result: T = await workers.execute(execute)
         except DBAPIError as error:
             raise StorageError(f"database error: {error.orig}") from error
+        if tx is not None:
+            self.arrivals.commit(tx.arrivals)
         return result
 
     def describe_lost_file(self) -> str | None:

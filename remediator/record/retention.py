@@ -79,4 +79,8 @@ def _find_old_alerts(tx: Transaction, before: float) -> Sequence[int]:
     over = select(alerts).where(alerts.c.status == "resolved", alerts.c.incident_id.is_(None)).subquery()
     oldest_kept = tx.scalar(select(over.c.last_seen).order_by(over.c.last_seen.desc()).offset(MAX_ALERTS - 1).limit(1))
     until = max(before, oldest_kept) if oldest_kept is not None else before
-    return tx.scalars(select(over.c.id).where(over.c.last_seen < until).limit(BATCH * 10)).all()
+    pending = select(notifications.c.alert_id).where(
+        notifications.c.state == "pending", notifications.c.alert_id.is_not(None)
+    )
+    deletable = select(over.c.id).where(over.c.last_seen < until, over.c.id.not_in(pending))
+    return tx.scalars(deletable.order_by(over.c.id).limit(BATCH * 10)).all()

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, CursorResult, Executable, ScalarResult
 
 from fleet.inventory.model import Inventory
-from remediator.record.arrivals import Arrivals
+from remediator.record.arrivals import NewArrivals
 from runtime.clock import SteadyClock
 
 
@@ -16,14 +16,14 @@ class Transaction:
     """An open transaction, with what its statements depend on.
 
     `now` is the time at which it began, in seconds of the record's `clock`; `inventory` is the one in force, and
-    `arrivals` are those of all transactions.
+    `arrivals` counts the new alerts, which the database adds to those before when it is committed.
     """
 
     connection: Connection
     clock: SteadyClock
     now: float
     inventory: Inventory
-    arrivals: Arrivals
+    arrivals: NewArrivals
 
     def execute(
         self, statement: Executable, parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None

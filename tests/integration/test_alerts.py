@@ -229,6 +229,30 @@ async def test_alerts_with_too_much_text_are_refused(record: Record, monkeypatch
     assert await record.database.write(intake.receive_alerts, [numbered(200)]) == 0
 
 
+async def test_important_labels_and_alerts_to_act_on_are_kept(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alert_limits, "MAX_TEXT", -1)
+    monkeypatch.setattr(alert_limits, "MAX_TEXT_OF_EACH", 0)
+    many = {f"a{number:02}": "x" for number in range(40)}
+    await record.deliver(replace(web(), labels={**many, **web().labels}, annotations={"summary": "s"}))
+    (stored,) = await rows(record)
+    assert web().labels.items() <= stored.labels.items()
+    assert (len(stored.labels), stored.annotations) == (alert_limits.SHORT_LABELS, {})
+    assert await record.notified() == ["down"]
+
+
+async def test_what_is_rolled_back_does_not_count(record: Record) -> None:
+    def fail(tx: Transaction) -> None:
+        intake.receive_alerts(
+            tx, [numbered(n, "Slow", service="web", host="h") for n in range(alert_limits.MAX_OF_SUBJECT)]
+        )
+        raise ZeroDivisionError
+
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError):
+            await record.database.write(fail)
+    assert await record.database.write(intake.receive_alerts, [numbered(1, "Slow", service="web", host="h")]) == 0
+
+
 async def test_copies_with_other_starts_are_limited(record: Record) -> None:
     for number in range(3 * MAX_STARTS):
         await record.deliver(disk(starts=1000 + number))

@@ -476,7 +476,7 @@ def _long_name_record(number: int) -> bytes:
 
 
 RESPONSES = {
-    "300 names of 126 labels": (300, _long_name_record, "protocol", "its names have more than 10000 labels"),
+    "300 names of 126 labels": (300, _long_name_record, "protocol", "its names have more than 20000 labels"),
     "4,000 records": (4000, _address_record, "protocol", "it has more than 1000 records"),
     "1,000 records": (999, _address_record, None, ""),
     "a record of 60,000 texts": (1, _text_record, None, ""),

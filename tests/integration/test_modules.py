@@ -199,7 +199,7 @@ async def test_a_reload_reads_the_modules_again(exporter: Exporter, serve: Serve
         ("modules: {a: {prober: http, http: {basic_auth: {username: u, password_file: /nonexistent}}}}", "cannot read"),
         ("modules: {a: {prober: http, http: {headers: {X: ['s3cret-value']}}}}", "modules.a.http.headers.X"),
         ("{", "not valid YAML ("),
-        ("modules: {a: {prober: http, timeout: 2026-13-45}}", "not valid YAML (ValueError)"),
+        ("modules: {a: {prober: http, timeout: 2026-13-45}}", "modules.a: "),
         ("modules: {a: {[1]: http}}", "a key must be text"),
         ("modules: {a: {prober: http, http: {bearer_token: s3cret", "not valid YAML ("),
         ("modules: {a: {prober: http}, a: {prober: tcp}}", "duplicate key in line 1"),
@@ -240,7 +240,7 @@ modules:
       method: POST
       headers: {X-Number: 5, X-Truth: true}
       body: 5
-      basic_auth: {username: 5, password: 123456}
+      basic_auth: {username: 5, password: 0123456}
       fail_if_body_not_matches_regexp: [200]
       valid_status_codes: [200, 999]
       body_size_limit: 1.5MB
@@ -270,7 +270,7 @@ def test_files_that_are_accepted(tmp_path: Path) -> None:
     sent = options.request.data
     assert (b"X-Number: 5\r\n" in sent, b"X-Truth: true\r\n" in sent, b"Content-Type" in sent) == (True, True, False)
     assert (options.max_body, options.expect.status) == (1536 * 1024, [(200, 200), (999, 999)])
-    assert "123456" in secrets
+    assert "0123456" in secrets  # as it is written
     assert options.proxy.url == "http://127.0.0.1:1"
     assert options.proxy.sent_headers["Proxy-Authorization"] == f"Basic {b64encode(b'user:p@ss').decode()}"
     header = create_options(modules["headers"], "127.0.0.1", "")[0].expect.headers["strict-transport-security"]

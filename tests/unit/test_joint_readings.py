@@ -7,6 +7,7 @@ from typing import cast
 
 import pytest
 
+from exporter.scheduler import host_readings
 from exporter.scheduler.host_readings import JOIN_WITHIN, HostReadings
 from fleet.host.sections import HostReading, IncompleteReadingError, Section, SectionOutput
 from fleet.shells import CompletedCommand, OutputCallback, ShellError
@@ -27,6 +28,7 @@ class FakeShell:
         self.missing: set[str] = set()
         self.late = self.too_long = False
         self.error: ShellError | None = None
+        self.hangs = False
 
     async def run(
         self, argv: Sequence[str], *, timeout: float, stdin: bytes = b"", on_output: OutputCallback | None = None
@@ -41,6 +43,8 @@ class FakeShell:
         for name in names:
             if name not in self.missing:
                 on_output(f"\n{mark} {name}\nof {shlex.quote(name)}\n{mark} {name} 0\n".encode())
+        if self.hangs:
+            await asyncio.sleep(3600)
         return CompletedCommand(None, "some", "", "why", late=self.late, too_long=self.too_long)
 
 
@@ -114,3 +118,25 @@ async def test_a_host_that_does_not_answer_is_an_error_of_all(readings: HostRead
     shell.error = None
     assert isinstance((await readings.start("h", FAST).section("fast-a", str))[0], SectionOutput)
     assert len(shell.commands) == 2
+
+
+async def test_a_script_has_no_more_sections_than_wrappers_accept(readings: HostReadings, shell: FakeShell) -> None:
+    parts = [[Section(f"s{number}-{part}", "x") for number in range(5)] for part in range(3)]
+    started = [(readings.start("h", part), part) for part in parts]
+    for reading, sections in started:
+        assert await texts(reading, sections) == [f"of {section.name}" for section in sections]
+    assert sorted(map(len, shell.commands)) == [5, 10]
+
+
+async def test_a_part_ends_at_its_own_deadline(
+    readings: HostReadings, shell: FakeShell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_readings, "CONNECT_TIMEOUT", 0.1)
+    shell.missing, shell.hangs = {"short", "slow-1", "slow-2"}, True
+    short = [Section("early", "x", timeout=0.1), Section("short", "x", timeout=0.1)]
+    one, slow = readings.start("h", short), readings.start("h", SLOW)
+    assert (await one.section("early", str))[0].text == "of early"
+    with pytest.raises(IncompleteReadingError, match=r"no answer within 0\.1 s") as caught:
+        await one.section("short", str)
+    assert caught.value.late
+    assert not slow.is_complete

@@ -10,6 +10,7 @@ _RECORD = struct.Struct("!H6xH")  # after the name: type, and the length of the 
 _QUESTION_SIZE = 4  # after the name
 _POINTER, _LABEL_LIMIT = 0xC0, 64  # the first byte of a pointer is at least the one, that of a label below the other
 _NAME_LIMIT = 127  # labels of a name
+_SOA, _WITH_NAME = 6, {2: 0, 5: 0, 12: 0, 15: 2, 33: 6, 39: 0}  # where the name is: NS, CNAME, PTR, MX, SRV, DNAME
 _WITHOUT_NAMES = frozenset({1, 16, 28, 41, 43, 48, 52, 257})  # A, TXT, AAAA, OPT, DS, DNSKEY, TLSA, CAA
 
 
@@ -19,7 +20,7 @@ def count_records(wire: bytes) -> int:
 
 
 def count_labels(wire: bytes) -> int:
-    """Return about how many labels all names have, and not fewer; of a malformed message, those up to the fault."""
+    """Return how many labels all names have, of rare types not fewer; of a malformed message, those up to the fault."""
     if len(wire) < _HEADER.size:
         return 0
     questions, *records = _HEADER.unpack_from(wire)
@@ -34,8 +35,13 @@ def count_labels(wire: bytes) -> int:
             break
         kind, size = _RECORD.unpack_from(wire, end)
         at = end + _RECORD.size + size
-        if kind not in _WITHOUT_NAMES:
-            labels += names.count_in_data(end + _RECORD.size, min(at, len(wire)))
+        data = end + _RECORD.size
+        if kind in _WITH_NAME:
+            labels += names.count(data + _WITH_NAME[kind])
+        elif kind == _SOA:
+            labels += names.count(data) + names.count(names.find_end(data))
+        elif kind not in _WITHOUT_NAMES:
+            labels += names.count_in_data(data, min(at, len(wire)))
     return labels
 
 

@@ -20,7 +20,7 @@ from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import split_address
 
 RECORDS_LIMIT = 1000  # of a response, with its questions
-LABELS_LIMIT = 10_000  # of all names of a response
+LABELS_LIMIT = 20_000  # of all names of a response
 LONG_RESPONSE, MANY_LABELS = 4096, 500  # bytes, and labels; a longer response is parsed in a thread
 RESEND_AFTER = 1.0  # seconds until a query for an address is sent again
 OTHER_VERSION_DELAY = 1.0  # seconds for which the addresses of one IP version wait for those of the other
