@@ -21,8 +21,7 @@ from exporter.scheduler.host_states import States, find_states, list_changes
 from exporter.scheduler.schedule import Schedule
 from fleet.host.sections import NOT_READ, IncompleteReadingError, Section, SectionOutput
 from fleet.inventory.model import Host
-from fleet.shells import ENDED_BY_TIMEOUT, HostKeyError, ShellError
-from fleet.shells.connecting import CONNECT_TIMEOUT
+from fleet.shells import CONNECT_TIMEOUT, ENDED_BY_TIMEOUT, HostKeyError, ShellError
 from runtime.redaction import Redactor, mask_credentials
 from runtime.tasks import cancel_and_wait
 

@@ -15,8 +15,7 @@ from fleet.host.sections import (
     read_sections,
 )
 from fleet.inventory.model import Service
-from fleet.shells import ShellError
-from fleet.shells.connecting import CONNECT_TIMEOUT
+from fleet.shells import CONNECT_TIMEOUT, ShellError
 from fleet.shells.pool import Shells
 from runtime.tasks import cancel_and_wait
 

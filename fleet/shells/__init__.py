@@ -6,6 +6,7 @@ from typing import Protocol
 
 from runtime.errors import DefibError
 
+CONNECT_TIMEOUT = 10.0  # seconds of a connection and its login
 KILL_DELAY = 5.0  # seconds between SIGTERM and SIGKILL
 ENDED_BY_TIMEOUT = (124, 137, 143)  # exit statuses of commands that `timeout` ended, in coreutils and busybox
 WRAPPER_REFUSED = 126  # exit status of a wrapper that refuses a command

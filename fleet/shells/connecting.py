@@ -8,7 +8,6 @@ import asyncssh
 
 from runtime.pacing import PacedProtocol
 
-CONNECT_TIMEOUT = 10.0
 # asyncssh prefers ChaCha20, which takes twice the CPU time of AES-GCM.
 CIPHERS = (
     "aes256-gcm@openssh.com", "aes128-gcm@openssh.com", "chacha20-poly1305@openssh.com", "aes256-ctr", "aes192-ctr",

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import asyncssh
 
-from fleet.shells import ShellError
-from fleet.shells.connecting import CONNECT_TIMEOUT, Connector, format_error, list_algorithms
+from fleet.shells import CONNECT_TIMEOUT, ShellError
+from fleet.shells.connecting import Connector, format_error, list_algorithms
 
 SSH_PORT = 22
 # In the order in which ssh prefers them.

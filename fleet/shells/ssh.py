@@ -14,6 +14,7 @@ from typing import Any, Literal
 import asyncssh
 
 from fleet.shells import (
+    CONNECT_TIMEOUT,
     ENDED_BY_TIMEOUT,
     KILL_DELAY,
     READ_LIMIT,
@@ -27,7 +28,7 @@ from fleet.shells import (
     ShellError,
     WrapperOutdatedError,
 )
-from fleet.shells.connecting import CONNECT_TIMEOUT, Connector, format_error, list_algorithms
+from fleet.shells.connecting import Connector, format_error, list_algorithms
 from fleet.shells.host_keys import LEGACY_ALGORITHMS, BadLine, Pins, find_pins, read_known_hosts
 from fleet.shells.proof import CommandMarkers, CommandOutputs, build_script
 from fleet.shells.sessions import SESSION_LIMIT, PooledConnection, Slot

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from exporter.scheduler.collector_scheduler import retry_pause
 from exporter.scheduler.schedule import Schedule
-from fleet.shells.connecting import CONNECT_TIMEOUT
+from fleet.shells import CONNECT_TIMEOUT
 from tests.simulated_week import logs
 from tests.simulated_week.events import DAY, GPUS, HOUR, KILLED_FOR, MINUTE, START, UNITS, WEEK, Span, Week
 from tests.simulated_week.scrapes import EXPORTER_LABELS, Scrapes
