@@ -17,7 +17,7 @@ MAX_FOREIGN = 1000  # of no service or host in the inventory
 MAX_OF_SUBJECT = 200  # of a service or host; of each alert there that Defib acts on
 # Characters of the labels and annotations of new alerts, in all: beyond that, they are shortened; beyond twice as much,
 # those on which Defib does not act are refused.
-MAX_TEXT = 2 * 2**20  # of alerts of no service or host, and of others
+MAX_TEXT = 4 * 2**20  # of alerts of no service or host, and of others
 MAX_TEXT_OF_EACH = 4096  # of others in addition, for each service and host of the inventory
 SHORT_TEXT, SHORT_LABELS = 200, 30  # characters of a label that is kept nevertheless, and how many of them
 _IMPORTANT = ("alertname", "service", "host", "severity", "team", "category", "provider", "component")  # labels
