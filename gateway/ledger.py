@@ -119,7 +119,7 @@ class SentFile:
 
     def cancel(self, slot: int) -> None:
         """Remove a request that was not sent."""
-        _SLOT.pack_into(self._map, _offset(slot), b"", 0.0, 0.0, b"")
+        self._write(slot, b"", 0.0, 0.0, b"")
         self._free.append(slot)
 
     def _write(self, slot: int, key: bytes, at: float, tokens: float, client: bytes) -> None:

@@ -81,9 +81,8 @@ class Proxy:
             self._check(request)
             path = _find_path(request)
             self._clients.check_budget(client)
-            if (
-                path == _MODELS and request.method == "GET" and UPSTREAM not in request.headers
-            ):  # those of all upstreams
+            # The models of all upstreams.
+            if path == _MODELS and request.method == "GET" and UPSTREAM not in request.headers:
                 return web.Response(body=await self._models.read(), content_type="application/json", charset="utf-8")
             handling = await self._create_handling(request, client, path)
         except GatewayError as error:

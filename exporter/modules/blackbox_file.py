@@ -24,16 +24,14 @@ class _Model(BaseModel):
     @classmethod
     def _drop_empty(cls, written: object) -> object:
         """An empty section or option is as one that is not written."""
-        return (
-            {key: value for key, value in written.items() if value is not None}
-            if isinstance(written, dict)
-            else written
-        )
+        if not isinstance(written, dict):
+            return written
+        return {key: value for key, value in written.items() if value is not None}
 
 
 def _as_text(value: object) -> object:
-    """Return a number or a truth value as the text that it mostly was in YAML."""
-    return str(value).lower() if isinstance(value, int | float) else value
+    """Return a whole number, true or false as a text: all others are read as texts."""
+    return str(value).lower() if isinstance(value, int) else value
 
 
 Text = Annotated[str, BeforeValidator(_as_text)]

@@ -99,13 +99,12 @@ class ModuleProber:
 
     async def _find_options(self, name: str, module: Module, target: str, hostname: str) -> Any:
         """Return the options for a target, which keep its OAuth 2 token. Raises ValueError."""
-        # In a thread: files may be on a slow filesystem.
+        # Files are read in threads: they may be on a slow filesystem.
         files = list_files(module)
         versions = await asyncio.to_thread(_read_versions, files) if files else ()
         key, known = (name, target, hostname, versions), self._options
         options = known.get(key)
         if options is None:
-            # In a thread, too.
             options, secrets = await asyncio.to_thread(create_options, module, target, hostname)
             self._redact.add(secrets)
             known[key] = options

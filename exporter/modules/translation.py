@@ -1,7 +1,6 @@
 """Translates a module of blackbox_exporter and a target into the options of a probe."""
 
 import re
-from base64 import b64encode
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -131,11 +130,7 @@ def _parse_size(text: str) -> int:
 def _translate_proxy(module: HttpModule) -> dict[str, Any]:
     url, user_info = _split_user_info(module.proxy_url)
     sent = {name: value.get_secret_value() for name, values in module.proxy_connect_header.items() for value in values}
-    if user_info:
-        basic = user_info["auth"]["basic"]
-        credentials = b64encode(f"{basic['username']}:{basic['password']}".encode()).decode()
-        sent["Proxy-Authorization"] = f"Basic {credentials}"
-    return {"url": url, "headers": sent}
+    return {"url": url, "headers": sent, **user_info}
 
 
 def _expect_of_http(module: HttpModule) -> dict[str, Any]:

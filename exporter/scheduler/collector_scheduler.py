@@ -25,7 +25,7 @@ from fleet.shells import CONNECT_TIMEOUT, ENDED_BY_TIMEOUT, HostKeyError, ShellE
 from runtime.redaction import Redactor, mask_credentials
 from runtime.tasks import cancel_and_wait
 
-GRACE = 1.0  # seconds, after which a reading has ended by itself
+GRACE = 1.0  # seconds after the deadline of a reading, which ends by itself before
 RETRY_WITHIN = 30.0  # seconds after a failed run, if the interval is not shorter
 MAX_PAUSE = 600.0  # seconds between two runs on a host that does not answer
 ERROR_LIMIT = 500  # characters in the log and in the API

@@ -25,46 +25,57 @@ SECTIONS_LIMIT = 12  # of one script: the wrappers of hosts refuse more
 APART_FOR = 600.0  # seconds for which readings of a host are sent one by one, after a joint one was incomplete
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A reading of a joint one, and its sections."""
+
+    sections: Sequence[Section]
+    reading: HostReading
+
+    @property
+    def timeout(self) -> float:
+        return max(section.timeout for section in self.sections)
+
+    @property
+    def rank(self) -> int:
+        return max(section.rank for section in self.sections)
+
+
 @dataclass
 class _JointReading:
-    """Readings of a host that are one script: their sections, and whose each section is."""
+    """Readings of a host that are one script."""
 
-    parts: list[tuple[Sequence[Section], HostReading]] = field(default_factory=list)
+    parts: list[_Part] = field(default_factory=list)
 
     def may_join(self, sections: Sequence[Section]) -> bool:
         """Whether it has room for these sections, and none of the same name."""
-        present = [section.name for own, _ in self.parts for section in own]
+        present = [section.name for part in self.parts for section in part.sections]
         return len(present) + len(sections) <= SECTIONS_LIMIT and not {each.name for each in sections} & {*present}
 
     def list_sections(self) -> list[Section]:
         """Return all sections; those that may take longer are last, since each is printed after those before it."""
-
-        def slowness(part: tuple[Sequence[Section], HostReading]) -> tuple[float, int]:
-            sections, _ = part
-            return max(section.timeout for section in sections), max(section.rank for section in sections)
-
-        return [section for sections, _ in sorted(self.parts, key=slowness) for section in sections]
+        parts = sorted(self.parts, key=lambda part: (part.timeout, part.rank))
+        return [section for part in parts for section in part.sections]
 
     def set_output(self, name: str, output: SectionOutput) -> None:
-        for _, reading in self.parts:
-            reading.set_output(name, output)
+        for part in self.parts:
+            part.reading.set_output(name, output)
 
     @property
     def is_incomplete(self) -> bool:
-        return not all(reading.is_complete for _, reading in self.parts)
+        return not all(part.reading.is_complete for part in self.parts)
 
     def fail(self, error: ShellError) -> None:
-        for _, reading in self.parts:
-            reading.fail(error)
+        for part in self.parts:
+            part.reading.fail(error)
 
     def fail_late(self) -> list[asyncio.TimerHandle]:
         """End each part at its own deadline, also if others take longer; return what does that."""
         loop = asyncio.get_running_loop()
         timers = []
-        for sections, reading in self.parts:
-            timeout = max(section.timeout for section in sections)
-            error = IncompleteReadingError(f"no answer within {timeout:g} s", late=True)
-            timers.append(loop.call_later(timeout + CONNECT_TIMEOUT, reading.fail, error))
+        for part in self.parts:
+            error = IncompleteReadingError(f"no answer within {part.timeout:g} s", late=True)
+            timers.append(loop.call_later(part.timeout + CONNECT_TIMEOUT, part.reading.fail, error))
         return timers
 
 
@@ -104,7 +115,7 @@ class HostReadings:
             task = asyncio.create_task(self._read(host, joint), name=f"read {host}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        joint.parts.append((sections, reading))
+        joint.parts.append(_Part(sections, reading))
         return reading
 
     async def _read(self, host: str, joint: _JointReading) -> None:
@@ -115,7 +126,7 @@ class HostReadings:
             self._close_joint(host, joint)
             timers = joint.fail_late()
             sections = joint.list_sections()
-            timeout = max(section.timeout for section in sections)
+            timeout = max(part.timeout for part in joint.parts)
             error = await read_sections(self._shells.get(host), sections, timeout=timeout, on_section=joint.set_output)
             if isinstance(error, IncompleteReadingError) and len(joint.parts) > 1 and joint.is_incomplete:
                 self._apart_until[host] = asyncio.get_running_loop().time() + APART_FOR

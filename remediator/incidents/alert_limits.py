@@ -12,7 +12,7 @@ from remediator.record.schema import alerts
 from remediator.record.situations import HOST_DOWN
 from remediator.record.transaction import Transaction
 
-# Open at once, and also new within `arrivals.SPAN`.
+# How many alerts may be open at the same time, and how many may be new within `arrivals.SPAN`.
 MAX_FOREIGN = 1000  # of no service or host in the inventory
 MAX_OF_SUBJECT = 200  # of a service or host; of each alert there that Defib acts on
 # Characters of the labels and annotations of new alerts, in all: beyond that, they are shortened; beyond twice as much,
@@ -41,30 +41,35 @@ class AlertLimits:
         self._open: Counter[str] | None = None  # by subject; read when it is needed
         self.refused = 0
 
-    def take_new_place(self, name: str, labels: Mapping[str, str], *, is_firing: bool) -> bool:
-        """Count an alert that was not known before; False if it must not be stored, because too many are new or open.
+    def accept(self, alert: Alert) -> Alert | None:
+        """Count an alert that was not known before, and return it as it is stored.
 
-        One that is not firing is of no subject, since nobody sees it.
+        None if it must not be, because too many are new or open. If the texts of new alerts exceed their limit, it is
+        stored with short labels only. One that is not firing counts as of no subject, since nobody sees it.
         """
-        arrivals = self._tx.arrivals
-        subject = self._find_subject(name, labels) if is_firing else ""
-        is_acted_on = bool(subject) and not subject.endswith(" ")
-        has_room = is_acted_on or arrivals.size(_kind_of(subject)) <= 2 * self._find_max_text(subject)
-        if not has_room or arrivals.count(subject) >= (MAX_OF_SUBJECT if subject else MAX_FOREIGN):
-            self.refused += 1
-            return False
-        if is_firing and not self.take_place(name, labels):
-            return False
-        arrivals.add(subject)
-        return True
-
-    def limit_texts(self, alert: Alert) -> Alert:
-        """Return a new alert as it is stored: with short labels only, if the texts of new alerts exceed their limit."""
         subject = self._find_subject(alert.name, alert.labels)
-        if self._tx.arrivals.size(_kind_of(subject)) > self._find_max_text(subject):
+        counted = subject if alert.status == "firing" else ""
+        if not self._has_room(counted):
+            self.refused += 1
+            return None
+        if alert.status == "firing" and not self._open_place(subject):
+            return None
+        self._tx.arrivals.add(counted)
+        return self._limit_texts(alert, subject)
+
+    def _has_room(self, subject: str) -> bool:
+        arrivals = self._tx.arrivals
+        is_acted_on = bool(subject) and not subject.endswith(" ")
+        if not is_acted_on and arrivals.size(_kind_of(subject)) > 2 * self._find_max_text(subject):
+            return False
+        return arrivals.count(subject) < (MAX_OF_SUBJECT if subject else MAX_FOREIGN)
+
+    def _limit_texts(self, alert: Alert, subject: str) -> Alert:
+        kind = _kind_of(subject)
+        if self._tx.arrivals.size(kind) > self._find_max_text(subject):
             alert = replace(alert, labels=_shorten(alert.labels), annotations={})
         texts = (*alert.labels.items(), *alert.annotations.items())
-        self._tx.arrivals.add_size(_kind_of(subject), sum(len(name) + len(text) for name, text in texts))
+        self._tx.arrivals.add_size(kind, sum(len(name) + len(text) for name, text in texts))
         return alert
 
     def _find_max_text(self, subject: str) -> int:
@@ -72,10 +77,12 @@ class AlertLimits:
         return MAX_TEXT + MAX_TEXT_OF_EACH * entries
 
     def take_place(self, name: str, labels: Mapping[str, str]) -> bool:
-        """Count a further open alert; False if it must not be stored, because too many are open."""
+        """Count a further open alert; False if it must not be, because too many are open."""
+        return self._open_place(self._find_subject(name, labels))
+
+    def _open_place(self, subject: str) -> bool:
         if self._open is None:
             self._open = self._count_open()
-        subject = self._find_subject(name, labels)
         if self._open[subject] >= (MAX_OF_SUBJECT if subject else MAX_FOREIGN):
             self.refused += 1
             return False

@@ -12,7 +12,7 @@ from remediator.incidents import resolution
 from remediator.incidents.alert_limits import AlertLimits
 from remediator.incidents.alert_starts import add_received_copy, limit_starts, normalize_starts_at, read_starts
 from remediator.incidents.lifecycle import begin_outage, is_muted, mute_if_stopped, open_or_create
-from remediator.incidents.timeline import add_event
+from remediator.incidents.timeline import TimelineEvent, add_event
 from remediator.record import notifications, timestamps
 from remediator.record.schema import alerts, incidents
 from remediator.record.transaction import Transaction
@@ -111,20 +111,20 @@ def add_alert(tx: Transaction, alert: Alert, start: str, limits: AlertLimits) ->
 
     One that is not firing is stored for late copies of it, and nobody sees it.
     """
-    is_firing = alert.status == "firing"
-    if not limits.take_new_place(alert.name, alert.labels, is_firing=is_firing):
+    accepted = limits.accept(alert)
+    if accepted is None:
         return False
-    alert = limits.limit_texts(alert)
+    is_firing = accepted.status == "firing"
     values = {
-        "fingerprint": alert.fingerprint,
-        "starts_at": alert.starts_at,
-        "status": alert.status,
+        "fingerprint": accepted.fingerprint,
+        "starts_at": accepted.starts_at,
+        "status": accepted.status,
         "resolved_by": None if is_firing else "alertmanager",
         "times": 0,
-        "name": alert.name,
-        "labels": dict(alert.labels),
-        "annotations": dict(alert.annotations),
-        "ends_at": alert.ends_at,
+        "name": accepted.name,
+        "labels": dict(accepted.labels),
+        "annotations": dict(accepted.annotations),
+        "ends_at": accepted.ends_at,
         "first_seen": tx.now,
         "last_seen": tx.now,
         "starts": {start: is_firing},
@@ -174,8 +174,7 @@ def set_firing(tx: Transaction, row: Row[Any], start: str | None = None) -> None
     incident = open_or_create(tx, service) if service else None
     starts = limit_starts({**read_starts(row), start or normalize_starts_at(row.starts_at): True})
     tx.execute(_SET_FIRING, {"number": row.id, "incident": incident, "now": tx.now, "new_starts": starts})
-    if incident is not None and _may_note(tx, incident):
-        add_event(tx, incident, "alert_firing", alert=row.name, starts_at=row.starts_at)
+    _note(tx, incident, "alert_firing", alert=row.name, starts_at=row.starts_at)
     kind: NotificationKind
     if (
         service is not None
@@ -210,8 +209,7 @@ def end_alert(tx: Transaction, row: Row[Any], by: str, ends_at: str) -> None:
     starts = dict.fromkeys(read_starts(row), False)
     values = {"held_at": tx.now, "resolved_by": by, "ends_at": ends_at, "starts": starts}
     tx.execute(update(alerts).where(alerts.c.id == row.id).values(**values))
-    if row.incident_id is not None and _may_note(tx, row.incident_id):
-        add_event(tx, row.incident_id, "alert_end_held", alert=row.name, by=by, ends_at=ends_at)
+    _note(tx, row.incident_id, "alert_end_held", alert=row.name, by=by, ends_at=ends_at)
 
 
 def resolve_alert(tx: Transaction, row: Row[Any], by: str, ends_at: str) -> None:
@@ -222,8 +220,7 @@ def resolve_alert(tx: Transaction, row: Row[Any], by: str, ends_at: str) -> None
         "starts": starts,
     }  # fmt: skip
     tx.execute(update(alerts).where(alerts.c.id == row.id).values(**values))
-    if row.incident_id is not None and _may_note(tx, row.incident_id):
-        add_event(tx, row.incident_id, "alert_resolved", alert=row.name, by=by, ends_at=ends_at)
+    _note(tx, row.incident_id, "alert_resolved", alert=row.name, by=by, ends_at=ends_at)
     notifications.update_cards(tx, alert=row.id)
     notifications.drop_follow_ups(tx, alert=row.id)
     if row.incident_id is not None and is_muted(tx, row.incident_id, "alert_over"):
@@ -237,13 +234,12 @@ def resolve_alert(tx: Transaction, row: Row[Any], by: str, ends_at: str) -> None
     )  # fmt: skip
 
 
-def _may_note(tx: Transaction, incident: int) -> bool:
-    """Whether the timeline of an incident has room for a further event of an alert, of which anybody can send many."""
+def _note(tx: Transaction, incident: int | None, event: TimelineEvent, **detail: str) -> None:
+    """Add an event of an alert to the timeline of its incident, if it has one with room: anybody can send many."""
     subject = f"events of incident {incident}"
-    if tx.arrivals.count(subject) >= MAX_EVENTS:
-        return False
-    tx.arrivals.add(subject)
-    return True
+    if incident is not None and tx.arrivals.count(subject) < MAX_EVENTS:
+        tx.arrivals.add(subject)
+        add_event(tx, incident, event, **detail)
 
 
 def is_remediation_alert(row: Row[Any], inventory: Inventory) -> bool:

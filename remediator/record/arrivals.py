@@ -33,9 +33,8 @@ class NewArrivals:
         self.numbers: Counter[str] = Counter()
         self.sizes: Counter[str] = Counter()
         is_over = not committed.begin <= now < committed.begin + SPAN
-        self._numbers, self._sizes = (
-            (Counter[str](), Counter[str]()) if is_over else (committed.numbers, committed.sizes)
-        )
+        before = Arrivals() if is_over else committed
+        self._numbers, self._sizes = before.numbers, before.sizes
 
     def count(self, subject: str) -> int:
         """Return how many alerts of a subject were new."""

@@ -34,8 +34,8 @@ def count_labels(wire: bytes) -> int:
         if end + _RECORD.size > len(wire):
             break
         kind, size = _RECORD.unpack_from(wire, end)
-        at = end + _RECORD.size + size
         data = end + _RECORD.size
+        at = data + size
         if kind in _WITH_NAME:
             labels += names.count(data + _WITH_NAME[kind])
         elif kind == _SOA:

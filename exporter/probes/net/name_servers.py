@@ -3,7 +3,6 @@
 import asyncio
 import ssl
 from collections.abc import Sequence
-from functools import partial
 
 import dns.exception
 import dns.message
@@ -109,19 +108,25 @@ async def _parse_response(query: dns.message.Message, wire: bytes, address: str)
     """Parse a response, in a thread if it is long. Raises ValueError if it is invalid, too long or of another query."""
     if count_records(wire) > RECORDS_LIMIT:
         raise ValueError(f"it has more than {RECORDS_LIMIT} records")
-    is_long = len(wire) > LONG_RESPONSE
-    labels = await run_in_thread(address, partial(count_labels, wire)) if is_long else count_labels(wire)
-    if labels > LABELS_LIMIT:
-        raise ValueError(f"its names have more than {LABELS_LIMIT} labels")
-    parse = partial(dns.message.from_wire, wire, ignore_trailing=True)
+    is_short = len(wire) <= LONG_RESPONSE and count_labels(wire) <= MANY_LABELS
     try:
-        response = await run_in_thread(address, parse) if is_long or labels > MANY_LABELS else parse()
+        response = _from_wire(wire) if is_short else await run_in_thread(address, _from_long_wire, wire)
     except Exception as error:
         # The data is untrusted, and the parser raises many types.
         raise ValueError(str(error) or type(error).__name__) from error
     if not query.is_response(response):
         raise ValueError("the response belongs to another query")
     return response
+
+
+def _from_wire(wire: bytes) -> dns.message.Message:
+    return dns.message.from_wire(wire, ignore_trailing=True)
+
+
+def _from_long_wire(wire: bytes) -> dns.message.Message:
+    if count_labels(wire) > LABELS_LIMIT:
+        raise ValueError(f"its names have more than {LABELS_LIMIT} labels")
+    return _from_wire(wire)
 
 
 async def look_up(server: str, host: str, versions: Sequence[int]) -> list[str]:
